@@ -1,0 +1,43 @@
+"""The exceptions of Tokenry that are not plain ``ValueError`` or ``TypeError``, and lazy optional imports."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+
+class UnsupportedModelError(TypeError):
+    """The given model (or cache, or layer) is not one that this function knows how to work on."""
+
+    @classmethod
+    def of(cls, model: object, supported: Sequence[str], *, reason: str = "") -> UnsupportedModelError:
+        """Build the error that names the class of `model` and lists the supported class names."""
+        detail = f" ({reason})" if reason else ""
+        return cls(f"{type(model).__name__} is not supported{detail}; supported: {', '.join(supported)}")
+
+
+class MissingDependencyError(ImportError):
+    """An optional package is needed and not installed; the message holds the command that adds it."""
+
+
+class AssetMissingError(RuntimeError):
+    """A model or data set is not on this machine and cannot be fetched now; the message holds the command that gets it."""
+
+
+class AssetDamagedError(RuntimeError):
+    """A cached or downloaded asset does not match its recorded size or checksum."""
+
+
+class ResultFileError(ValueError):
+    """A result file is truncated, tampered with or of another schema; the message names the file and the defect."""
+
+
+def optional(module: str, extra: str) -> ModuleType:
+    """Import `module` now, or raise :class:`MissingDependencyError` naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{module} is needed here and could not be imported ({error}); run: pip install 'tokenry[{extra}]'"
+        ) from error

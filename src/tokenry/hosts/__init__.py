@@ -1,0 +1,1 @@
+"""First floor: the only place that knows the inside of transformers classes."""

@@ -1,0 +1,67 @@
+"""One hook manager: attach, capture, always detach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+_OWNER = "_tokenry_attached_by"
+_MISSING = object()
+
+
+class Hooks:
+    """Hooks and attribute patches that belong to one attachment; :func:`attached` undoes all of them."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._patches: list[tuple[Any, str, Any]] = []
+
+    def forward(self, module: nn.Module, hook: Callable[..., Any], *, prepend: bool = False) -> None:
+        """Call ``hook(module, args, kwargs, output)`` after `module`; a result that is not None replaces the output."""
+        self._handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=prepend))
+
+    def forward_pre(self, module: nn.Module, hook: Callable[..., Any], *, prepend: bool = False) -> None:
+        """Call ``hook(module, args, kwargs)`` before `module`; a result ``(args, kwargs)`` replaces the input."""
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=prepend))
+
+    def patch(self, target: Any, attribute: str, value: Any) -> None:
+        """Set an attribute on the instance `target`; on exit the earlier state returns (an absent one is deleted)."""
+        own = vars(target).get(attribute, _MISSING) if hasattr(target, "__dict__") else getattr(target, attribute)
+        self._patches.append((target, attribute, own))
+        setattr(target, attribute, value)
+
+    def restore(self) -> None:
+        """Remove the hooks and undo the patches, latest first."""
+        while self._handles:
+            self._handles.pop().remove()
+        while self._patches:
+            target, attribute, earlier = self._patches.pop()
+            if earlier is _MISSING:
+                delattr(target, attribute)
+            else:
+                setattr(target, attribute, earlier)
+
+
+@contextmanager
+def attached(model: nn.Module, owner: str) -> Iterator[Hooks]:
+    """Give a :class:`Hooks` for `model` and restore everything on exit, also after an exception.
+
+    Raises:
+        RuntimeError: `model` already has an attachment (two at once would prune what the other one has pruned).
+    """
+    earlier = vars(model).get(_OWNER)
+    if earlier is not None:
+        raise RuntimeError(
+            f"{earlier} is already attached to this {type(model).__name__}; leave its `with` block before attaching {owner}"
+        )
+    hooks = Hooks()
+    object.__setattr__(model, _OWNER, owner)
+    try:
+        yield hooks
+    finally:
+        hooks.restore()
+        object.__delattr__(model, _OWNER)
