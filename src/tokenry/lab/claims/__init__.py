@@ -1,0 +1,1 @@
+"""One file per system: its claim, the arms it compares, the data it uses."""
