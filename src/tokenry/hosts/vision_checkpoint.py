@@ -1,0 +1,95 @@
+"""Saving modules built around a vision tower: weights as safetensors, everything else as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenry.hosts.vision_towers import describe
+
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_FORMAT = 1
+
+
+def save_vision_module(
+    folder: str | Path, module: nn.Module, *, kind: str, backbone: nn.Module, settings: dict[str, Any]
+) -> None:
+    """Write `module` to `folder`: its weights, and what is needed to build it again (tower class and config, `settings`).
+
+    Each file is written beside its final place and then moved there, so that an interrupted save leaves the earlier one.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    config: Any = backbone.config
+    described = {
+        "format": _FORMAT,
+        "kind": kind,
+        "backbone_class": type(backbone).__name__,
+        "backbone_config": config.to_dict(),
+        "backbone_pooler": getattr(backbone, "pooler", None) is not None,
+        "settings": settings,
+    }
+    state = {name: x.detach().cpu().contiguous().clone() for name, x in module.state_dict().items()}
+    save_file(state, path / f"{_WEIGHTS}.tmp", metadata={"format": "pt"})
+    (path / f"{_CONFIG}.tmp").write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
+    for name in (_WEIGHTS, _CONFIG):
+        os.replace(path / f"{name}.tmp", path / name)
+
+
+def load_vision_module(folder: str | Path, *, kind: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`save_vision_module` wrote: a tower with fresh weights, the settings, and the weights of the module.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, of another kind or of a newer format; the message names it.
+    """
+    path = Path(folder)
+    for name in (_CONFIG, _WEIGHTS):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path / name} is missing: {folder} does not hold a saved {kind}")
+    try:
+        described = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+        state = load_file(path / _WEIGHTS)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path / _CONFIG} is damaged: {error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path / _WEIGHTS} is damaged: {error}") from error
+    if not isinstance(described, dict) or described.get("kind") != kind or described.get("format") != _FORMAT:
+        raise ValueError(f"{path / _CONFIG} does not describe a saved {kind} of format {_FORMAT}")
+    return _build(described), described["settings"], state
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], folder: str | Path) -> None:
+    """Load `state` into `module`, every weight and no other.
+
+    Raises:
+        ValueError: weights are missing, left over or of another shape.
+    """
+    try:
+        module.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{Path(folder) / _WEIGHTS} does not fit its {_CONFIG}: {error}") from error
+
+
+def _build(described: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    name = described["backbone_class"]
+    cls: Any = getattr(transformers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise ValueError(f"{_CONFIG} names {name!r}, which is not a model class of transformers {transformers.__version__}")
+    config_class: Any = cls.config_class
+    config = config_class.from_dict(described["backbone_config"])
+    # Whether ViT and DeiT have a pooler is an argument, not part of their config.
+    options = {} if described["backbone_pooler"] or name not in ("ViTModel", "DeiTModel") else {"add_pooling_layer": False}
+    with torch.random.fork_rng(devices=[]):
+        backbone = cls(config, **options)
+    describe(backbone)
+    return backbone

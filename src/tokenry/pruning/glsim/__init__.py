@@ -1,0 +1,34 @@
+"""GLSim: global-local similarity for fine-grained recognition with vision transformers (Rios et al., arXiv 2407.12891).
+
+A patch is discriminative when its final feature points the way of the CLS feature. That costs one product per patch and needs
+no attention maps. From it:
+
+- :func:`global_local_similarity`, :func:`crop_boxes`, :func:`crop_images`: similarity, box of the top patches, the zoomed crop;
+- :class:`GLSimClassifier` (two passes and an aggregator block) and :class:`GLSimTrainer`;
+- :func:`saliency_map`, :func:`overlay`: the picture;
+- :class:`GLSim`: the similarity as an importance source for any selector, beside the CLS row of attention.
+
+Where the released code differs from the paper: its crop ends at the start of the last selected patch row and column, so they
+are cut off unless the box is one patch thick. That is the default here too (all published numbers have it);
+``inclusive=True`` keeps them.
+"""
+
+from __future__ import annotations
+
+from tokenry.lazy import lazy_exports
+
+_EXPORTS = {
+    "global_local_similarity": "tokenry.pruning.glsim.similarity",
+    "crop_boxes": "tokenry.pruning.glsim.crops",
+    "crop_images": "tokenry.pruning.glsim.crops",
+    "GLSim": "tokenry.pruning.glsim.source",
+    "GLSimClassifier": "tokenry.pruning.glsim.model",
+    "GLSimOutput": "tokenry.pruning.glsim.model",
+    "GLSimTrainer": "tokenry.pruning.glsim.training",
+    "glsim_training_arguments": "tokenry.pruning.glsim.training",
+    "saliency_map": "tokenry.pruning.glsim.picture",
+    "overlay": "tokenry.pruning.glsim.picture",
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = sorted(_EXPORTS)
