@@ -1,0 +1,99 @@
+"""What the KV-cache engine and a KV-cache method say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Slots of one layer, per sequence: `heavy` chosen by score and `recent` kept as a window."""
+
+    heavy: tuple[int, ...]
+    recent: tuple[int, ...]
+
+    @property
+    def slots(self) -> int:
+        """Slots the layer needs: the most that any sequence of the batch keeps."""
+        return max(h + r for h, r in zip(self.heavy, self.recent, strict=True))
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all sequences of the batch have the same split."""
+        return len(set(self.heavy)) == 1 and len(set(self.recent)) == 1
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Attention scores a method wants: none, exact column sums over the prompt, or those of its last `window` queries."""
+
+    kind: Literal["none", "exact", "window"]
+    window: int = 32
+    per_step: bool = False
+
+
+@dataclass
+class Prompt:
+    """What a method may look at when it settles the budgets.
+
+    Attributes:
+        layers: numbers of the layers that can be compressed.
+        total_layers: decoder layers of the model, sliding ones included.
+        lengths: real tokens per sequence [B].
+        scores: per layer [B,Hq,T] float32, or None where the method asked for none.
+        real: [B,T] bool, or None when nothing is padding.
+        facts: what the method wants to report in the trace.
+    """
+
+    layers: list[int]
+    total_layers: int
+    lengths: list[int]
+    scores: list[Tensor | None]
+    real: Tensor | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Slots:
+    """One layer's cache in a method's hands: keys, values [B,H,T,D], scores [B,H,T] or None, real [B,T] or None."""
+
+    keys: Tensor
+    values: Tensor
+    scores: Tensor | None
+    real: Tensor | None
+
+
+class CachePolicy(Protocol):
+    """A KV-cache method. `evict` gets one layer and returns it with at most ``budget.slots`` slots, and the kept indices."""
+
+    @property
+    def signal(self) -> Signal: ...  # noqa: D102
+    @property
+    def while_decoding(self) -> bool: ...  # noqa: D102
+    @property
+    def evict_every(self) -> int: ...  # noqa: D102
+
+    def budgets(self, prompt: Prompt) -> list[Budget | None]: ...  # noqa: D102
+    def evict(self, slots: Slots, budget: Budget, state: dict[str, Any]) -> tuple[Slots, Tensor]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Report of one finished prompt.
+
+    Attributes:
+        kept: slot indices per compressed layer, [B,H,K] or [B,1,K]; -1 marks an empty slot.
+        lengths: real tokens per sequence.
+        offsets: padding slots before them.
+        scores: [B,Hkv,K] per compressed layer, or None.
+        facts: bytes before and after, slots per layer, and what the method reports.
+    """
+
+    kept: dict[int, Tensor]
+    lengths: list[int]
+    offsets: list[int]
+    scores: dict[int, Tensor | None]
+    facts: dict[str, Any]
