@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -78,6 +78,8 @@ class Pruner(ABC):
     """Keeps `keep` of the tokens: a ratio (float in (0, 1]) or a count (int >= 1)."""
 
     keep: float | int = 0.25
+    order_free: ClassVar[bool] = True
+    """Whether the kept set is the same when the tokens come in another order (no ties assumed)."""
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

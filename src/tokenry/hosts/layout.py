@@ -1,0 +1,132 @@
+"""Rows of a batch with tokens taken out: what was kept, where it went, and the positions and masks that belong to it.
+
+A :class:`Layout` maps a batch of S columns to n' <= S columns. Rows that keep fewer tokens are padded on the left, as
+``generate`` expects; the padding carries mask 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Kept columns of a batch.
+
+    Attributes:
+        index: [B,n'] source column of every kept slot (0 on padding).
+        mask: [B,n'] bool, True = real token.
+        latest: [B,S] the kept slot at or before every source column (the first slot where there is none).
+        dropped: [B] real tokens taken out of each row.
+    """
+
+    index: Tensor
+    mask: Tensor
+    latest: Tensor
+    dropped: Tensor
+
+    @classmethod
+    def of(cls, real: Tensor, keep: Tensor) -> Layout:
+        """Layout that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool."""
+        kept = real & keep
+        lengths = kept.sum(dim=1)
+        width = int(lengths.max())
+        slot = kept.long().cumsum(dim=1) - 1 + (width - lengths).unsqueeze(1)
+        index = torch.zeros(kept.shape[0], width, dtype=torch.long, device=kept.device)
+        rows, columns = kept.nonzero(as_tuple=True)
+        index[rows, slot[rows, columns]] = columns
+        mask = torch.arange(width, device=kept.device) >= (width - lengths).unsqueeze(1)
+        return cls(index, mask, slot.clamp(min=0, max=width - 1), (real & ~keep).sum(dim=1))
+
+    @property
+    def width(self) -> int:
+        """Columns after dropping."""
+        return self.index.shape[1]
+
+    @property
+    def padded(self) -> bool:
+        """Whether any row carries padding."""
+        return not bool(self.mask.all())
+
+    def take(self, x: Tensor) -> Tensor:
+        """Kept columns of `x` [B or 1,S,...] -> [B,n',...]."""
+        rows = torch.arange(self.index.shape[0], device=x.device).unsqueeze(1) if x.shape[0] > 1 else 0
+        return x[rows, self.index]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Back to S columns: every source column gets the value of the latest kept slot, [B,n',...] -> [B,S,...].
+
+        The shape of a model's output is thereby what its caller expects, and a token that is predicted from a dropped one is
+        predicted from the kept token before it, which is what the shortened sequence does.
+        """
+        return x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), self.latest]
+
+    def counted(self) -> Tensor:
+        """Positions 0, 1, ... over the real slots of every row, 0 on padding: [B,n']."""
+        return (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+    def prefill_mask(self, attention_mask: Tensor | None, implementation: str, dtype: torch.dtype) -> Tensor | None:
+        """Attention mask of a decoder layer over the kept slots; `attention_mask` is the layer's mask over all S.
+
+        A 4-D mask is gathered in both dimensions; without one, a causal mask is only built when there is padding.
+        """
+        if implementation.startswith("flash"):
+            return self.mask.long() if self.padded else None
+        if attention_mask is None and not self.padded:
+            return None
+        width = self.width
+        if attention_mask is None:
+            visible = torch.ones(width, width, dtype=torch.bool, device=self.mask.device).tril()
+            visible = visible.expand(self.mask.shape[0], 1, width, width)
+        else:
+            full = _visible(attention_mask).expand(self.mask.shape[0], -1, -1, -1)
+            rows = self.index[:, None, :, None].expand(-1, full.shape[1], -1, full.shape[3])
+            columns = self.index[:, None, None, :].expand(-1, full.shape[1], width, -1)
+            visible = full.gather(2, rows).gather(3, columns)
+        # A padding query sees itself: a row without any visible slot would be NaN and poison the cache.
+        alone = torch.eye(width, dtype=torch.bool, device=self.mask.device) & ~self.mask[:, None, :, None]
+        return as_layer_mask((visible & self.mask[:, None, None, :]) | alone, implementation, dtype)
+
+    def decode_mask(
+        self, attention_mask: Tensor | None, queries: int, new: int, implementation: str, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Attention mask of a decoder layer for `queries` new tokens after this prefill, `new` tokens generated in all."""
+        after = torch.ones(self.mask.shape[0], new, dtype=torch.bool, device=self.mask.device)
+        slots = torch.cat([self.mask, after], dim=1)
+        if implementation.startswith("flash"):
+            return slots.long() if self.padded else None
+        if not self.padded and (attention_mask is None or queries == 1):
+            return None
+        visible = slots[:, None, None, :].expand(-1, 1, queries, -1)
+        total = slots.shape[1]
+        causal = torch.ones(queries, total, dtype=torch.bool, device=slots.device).tril(total - queries)
+        return as_layer_mask(visible & causal, implementation, dtype)
+
+
+def _visible(attention_mask: Tensor) -> Tensor:
+    return attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+
+
+def as_layer_mask(visible: Tensor, implementation: str, dtype: torch.dtype) -> Tensor:
+    """A bool mask as the attention implementation wants it: bool for SDPA, 0 / lowest float for eager."""
+    if implementation == "eager":
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+    return visible
+
+
+def row_mask(attention_mask: Any, like: Tensor) -> Tensor:
+    """The caller's 2-D padding mask as bool [B,S]; all True without one.
+
+    Raises:
+        ValueError: the mask is not 2-D (prepared 4-D masks cannot be shortened by rows).
+    """
+    if attention_mask is None:
+        return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        kind = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise ValueError(f"attention_mask must be the 2-D padding mask [B, S] while a pruner is attached, got {kind}")
+    return attention_mask.bool()

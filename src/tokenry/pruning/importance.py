@@ -1,0 +1,55 @@
+"""Importance of visual tokens from sources that need no training, by name; any of them feeds any selector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokenry.core.checks import check_choice
+from tokenry.hosts.vlm_signals import Signals
+from tokenry.pruning.sensitivity import exact_sensitivity, unit_directions
+
+Source = Literal["auto", "cls_attention", "norm", "sensitivity", "random", "uniform"]
+SOURCES: tuple[Source, ...] = ("auto", "cls_attention", "norm", "sensitivity", "random", "uniform")
+_NO_CLS = ("SiglipVisionModel", "Qwen2_5_VisionTransformerPretrainedModel")
+
+
+def resolve_source(source: Source, model: nn.Module) -> Source:
+    """``"auto"`` is CLS attention where the vision tower has a CLS token, else the norm of the projected token."""
+    check_choice("importance", source, SOURCES)
+    if source != "auto":
+        return source
+    inner = getattr(model, "model", model)
+    tower = getattr(inner, "vision_tower", None)
+    return "norm" if tower is None or type(tower).__name__ in _NO_CLS else "cls_attention"
+
+
+def signals_for(source: Source) -> Signals:
+    """What the host must read off on the way for this source."""
+    if source == "cls_attention":
+        return Signals(cls_attention=True)
+    if source == "sensitivity":
+        return Signals(projector={"sensitivity": seeded_sensitivity})
+    return Signals()
+
+
+def seeded_sensitivity(projector: nn.Module, x: Tensor) -> Tensor:
+    """Exact sensitivity [G,N] along the paper's 64 directions, drawn from seed 0."""
+    directions = unit_directions(64, x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x.device)
+    return exact_sensitivity(projector, x, directions)
+
+
+def importance_from(
+    source: Source, features: Tensor, signal: Callable[[str], Tensor], generator: torch.Generator | None = None
+) -> Tensor:
+    """Importance [n] of tokens with `features` [n,D]; `signal` hands out what the host recorded."""
+    if source in ("cls_attention", "sensitivity"):
+        return signal(source).float()
+    if source == "norm":
+        return torch.linalg.vector_norm(features.float(), dim=-1)
+    if source == "random":
+        return torch.rand(len(features), generator=generator).to(features.device)
+    return torch.ones(len(features), device=features.device)
