@@ -185,7 +185,7 @@ def mass_between(
     mass = torch.zeros(batch, kv_heads, group, device=key.device)
     for b in range(batch):
         picked = real[b].nonzero().squeeze(1)
-        for index in picked.split(chunk):
+        for index in picked.split(chunk) if len(picked) else ():
             part = replace(problem, query=problem.query[:, :, :, index], positions=index + problem.offset)
             for heads, members, low, probabilities in _blocks(part, b, 0, len(index)):
                 share = torch.matmul(probabilities, wanted[b, low : low + probabilities.shape[-1]])

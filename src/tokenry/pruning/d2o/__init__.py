@@ -11,9 +11,9 @@ the latest ones stay; a dropped key that resembles a kept one is merged into it,
 - Merge (eqs. 11-12): ``k_j <- (e k_j + sum_i exp(u_ij) k_i) / (e + sum_i exp(u_ij))``, the same for values.
 
 Paper and released code differ. Defaults follow the paper (weighted merge, b = 0.7), options follow the code
-(``merge="scatter_mean"``, ``old_weight=0.5, new_weight=0.5``). In two places the class follows the code: the acceptance
-averages m over heads, and the density is scaled by min-max over the heads of its layer (``density="released"``), because raw variances
-grow with the prompt and their softmax then gives almost the whole budget to one layer.
+(``merge="scatter_mean"``, ``old_weight=0.5, new_weight=0.5``). In two places the class follows the code. The acceptance
+averages m over heads. The density is scaled by min-max over the heads of its layer (``density="released"``), because raw
+variances grow with the prompt and their softmax then gives almost the whole budget to one layer.
 The prompt is compressed right after it, not at the first decoded token. With grouped heads all of this is per key head.
 """
 

@@ -14,6 +14,7 @@ from tokenry.pruning.kv_method import choose_slots, take_slots
 
 Merge = Literal["weighted", "scatter_mean"]
 MERGES: tuple[Merge, ...] = ("weighted", "scatter_mean")
+_TIE = 1e-6  # cosines this close to the threshold count as equal to it: rounding must not split a group of exact copies
 _MATCH_CHUNK = 1024  # dropped slots compared at once: memory O(chunk x kept) per head
 
 
@@ -99,7 +100,8 @@ def evict_and_merge(
     match, target = _match(keys, kept.keys, kept.real)
     shared = match.mean(dim=1)  # one decision per slot for all heads
     tau = _update(tau, shared, valid, weights)
-    accept = (shared >= tau[:, None]) if valid is None else (shared >= tau[:, None]) & valid
+    accept = shared >= tau[:, None] - _TIE
+    accept = accept if valid is None else accept & valid
     blend = _weighted if merge == "weighted" else _scatter_mean
     gain = torch.where(accept[:, None], match, float("nan"))
     kept.keys, kept.values = blend(kept.keys, keys, target, gain), blend(kept.values, values, target, gain)

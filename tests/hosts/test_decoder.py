@@ -1,0 +1,309 @@
+"""Every supported family: its queries and keys, and the KV-cache engine around them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tokenry.errors import UnsupportedModelError
+from tokenry.hosts import decoder
+from tokenry.hosts.kv_cache import compress_cache
+from tokenry.hosts.kv_layer import TrackedLayer
+from tokenry.pruning.kv_baselines import H2O, SnapKV, StreamingLLM
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "initializer_range": 0.3,
+}
+FAMILIES = {
+    "llama": (tf.LlamaConfig, tf.LlamaForCausalLM, {}),
+    "mistral": (tf.MistralConfig, tf.MistralForCausalLM, {"sliding_window": None}),
+    "qwen2": (tf.Qwen2Config, tf.Qwen2ForCausalLM, {}),
+    "qwen3": (tf.Qwen3Config, tf.Qwen3ForCausalLM, {}),
+    "phi3": (
+        tf.Phi3Config,
+        tf.Phi3ForCausalLM,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
+    "gemma3": (
+        tf.Gemma3TextConfig,
+        tf.Gemma3ForCausalLM,
+        {
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 20,
+        },
+    ),
+}
+
+
+def build(name: str = "llama", attention: str = "sdpa", **changes) -> nn.Module:
+    config, cls, special = FAMILIES[name]
+    torch.manual_seed(0)
+    return cls(config(**{**SMALL, **special, **changes}, attn_implementation=attention)).eval()
+
+
+def prompt(length: int = 40, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randint(2, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(length: int = 40, short: int = 23) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = prompt(length, 2)
+    ids[0, : length - short] = 0
+    return ids, (ids != 0).long()
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, ids: torch.Tensor, mask=None, steps: int = 4) -> torch.Tensor:
+    """Logits of the last prompt token and of `steps` forced decode steps."""
+    out = model.generate(
+        ids, attention_mask=mask, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
+    return torch.stack(out.logits, dim=1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_queries_and_keys_are_the_layers_own(name):
+    model = build(name, "eager")
+    ids = prompt(11)
+    seen = {}
+
+    def watch(module, args, kwargs, output):
+        seen[module.layer_idx] = (kwargs["hidden_states"], kwargs["position_embeddings"], output[1])
+
+    handles = [a.register_forward_hook(watch, with_kwargs=True) for a in decoder.attention_modules(model)]
+    with torch.no_grad():
+        cache = model(ids, use_cache=True, output_attentions=True).past_key_values
+        for attention in decoder.attention_modules(model):
+            facts = decoder.attention_facts(attention)
+            hidden, embeddings, weights = seen[facts.index]
+            queries, keys = decoder.queries_keys(attention, hidden, embeddings)
+            if facts.sliding_window is not None:
+                continue
+            torch.testing.assert_close(keys, cache.layers[facts.index].keys, atol=1e-5, rtol=1e-5)
+            wide = keys.repeat_interleave(facts.query_heads // facts.kv_heads, dim=1)
+            logits = queries @ wide.transpose(-1, -2) * facts.scale
+            logits = logits.masked_fill(torch.ones(11, 11).triu(1).bool(), float("-inf"))
+            torch.testing.assert_close(torch.softmax(logits, -1), weights, atol=1e-5, rtol=1e-4)
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_compress_alike_under_sdpa_and_eager_and_with_padding(name):
+    ids, mask = padded()
+    results = {}
+    for attention in ("sdpa", "eager"):
+        model = build(name, attention)
+        with H2O(budget=0.4).attach(model) as trace:
+            results[attention] = logits_of(model, ids, mask)
+            short = logits_of(model, ids[:1, mask[0].bool()])
+            long = logits_of(model, ids[1:])
+            chunked = model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False, prefill_chunk_size=9)
+            whole = model.generate(ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
+        torch.testing.assert_close(results[attention][:1], short, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(results[attention][1:], long, atol=2e-3, rtol=2e-3)
+        assert torch.equal(chunked, whole)
+        assert {entry.total for entry in trace.kept} == {23, 40}
+        assert all(entry.indices.shape == (2, 16 if entry.total == 40 else 9) for entry in trace.kept)
+    torch.testing.assert_close(results["sdpa"], results["eager"], atol=2e-3, rtol=2e-3)
+    with torch.no_grad():
+        plain = logits_of(build(name), ids, mask)
+    assert not torch.allclose(plain[:, 1:], results["sdpa"][:, 1:], atol=1e-3)
+    torch.testing.assert_close(plain[:, 0], results["sdpa"][:, 0], atol=2e-3, rtol=2e-3)  # the prompt itself is untouched
+
+
+def vision_language_models():
+    text = {k: v for k, v in SMALL.items() if k != "head_dim"}
+    vision = tf.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    torch.manual_seed(0)
+    yield tf.LlavaForConditionalGeneration(
+        tf.LlavaConfig(vision_config=vision, text_config=tf.LlamaConfig(**text), image_token_index=96)
+    )
+    yield tf.LlavaOnevisionForConditionalGeneration(
+        tf.LlavaOnevisionConfig(
+            vision_config=tf.SiglipVisionConfig(
+                hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+            ),
+            text_config=tf.Qwen2Config(**text),
+            image_token_index=96,
+            video_token_index=95,
+        )
+    )
+    yield tf.Qwen2_5_VLForConditionalGeneration(
+        tf.Qwen2_5_VLConfig(
+            text_config={**text, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+            vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
+            image_token_id=96, video_token_id=95, vision_start_token_id=94, vision_end_token_id=93,
+        )
+    )  # fmt: skip
+
+
+def test_language_models_inside_vision_language_models():
+    for model in vision_language_models():
+        model.eval()
+        assert len(decoder.decoder_layers(model)) == 3
+        with StreamingLLM(budget=12).attach(model):
+            out = model.generate(prompt(30), max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [12, 12, 12], type(model).__name__
+
+
+def test_unsupported_models_are_refused_with_the_list():
+    gpt2 = tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50))
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel is not supported.*LlamaForCausalLM"):
+        decoder.decoder_layers(gpt2)
+    with pytest.raises(UnsupportedModelError, match="every layer uses sliding-window"):
+        decoder.full_attention_indices(build("mistral", sliding_window=8))
+    with (
+        pytest.raises(UnsupportedModelError, match="1 of 3 layers use sliding-window"),
+        H2O(on_sliding="refuse").attach(build("gemma3")),
+    ):
+        pass
+    assert decoder.full_attention_indices(build("gemma3")) == [1, 2]
+    with (
+        pytest.raises(UnsupportedModelError, match="bidirectional"),
+        H2O().attach(build("gemma3", use_bidirectional_attention=True)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_beams": 2}, "beam_search"),
+        ({"prompt_lookup_num_tokens": 2}, "assisted_generation"),
+        ({"use_cache": False}, "use_cache must be True"),
+        ({"cache_implementation": "static"}, "cache_implementation"),
+    ],
+)
+def test_refused_generation_modes(arguments, message):
+    model = build()
+    with H2O(budget=0.5).attach(model):
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompt(), max_new_tokens=3, do_sample=False, **arguments)
+        assert model.generate(prompt(), max_new_tokens=3, do_sample=True, num_return_sequences=2).shape == (2, 43)
+    assert model.generate(prompt(), max_new_tokens=3, do_sample=False, num_beams=2).shape == (1, 43)
+
+
+def test_refused_caches_and_masks():
+    model = build()
+    ids, mask = padded()
+    with torch.no_grad():
+        foreign = model(ids, use_cache=True).past_key_values
+        with H2O(budget=0.5).attach(model):
+            with pytest.raises(ValueError, match="run the prompt inside the block"):
+                model(prompt(1, 2), past_key_values=foreign)
+            with pytest.raises(UnsupportedModelError, match="StaticLayer"):
+                model(ids, past_key_values=tf.StaticCache(config=model.config, max_cache_len=64))
+            with pytest.raises(ValueError, match="left-padded"):
+                model(ids, attention_mask=mask.flip(1), use_cache=True)
+            with pytest.raises(ValueError, match="use_cache must be True"):
+                model(ids, use_cache=False)
+            mine = model(ids, use_cache=True).past_key_values
+        for call in (lambda: mine.reorder_cache(torch.tensor([1, 0])), lambda: mine.crop(-1)):
+            with pytest.raises(ValueError, match="not supported on a compressed KV cache"):
+                call()
+        with SnapKV(budget=0.5).attach(model), pytest.raises(ValueError, match="was compressed by H2O"):
+            model(prompt(1, 2), past_key_values=mine)
+
+
+def test_no_trace_left_also_after_an_exception():
+    model = build()
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    plain = logits_of(model, prompt())
+    with pytest.raises(RuntimeError, match="stop"), H2O(budget=0.3).attach(model):  # noqa: PT012
+        logits_of(model, prompt())
+        with pytest.raises(RuntimeError, match="H2O is already attached"), H2O().attach(model):
+            pass
+        raise RuntimeError("stop")
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert torch.equal(logits_of(model, prompt()), plain)
+
+
+@torch.no_grad()
+def test_continuing_a_compressed_cache_keeps_positions():
+    model = build()
+    ids = prompt(48)
+    with H2O(budget=0.4).attach(model):
+        cache = model(ids[:, :40], use_cache=True).past_key_values
+        assert isinstance(cache.layers[0], TrackedLayer)
+        assert cache.get_seq_length() == 40
+        assert cache.layers[0].keys.shape[-2] == 16
+        bare = model(ids[:, 40:], past_key_values=cache).logits
+        again = model(ids[:, :40], use_cache=True).past_key_values
+        told = model(ids[:, 40:], past_key_values=again, position_ids=torch.arange(40, 48)[None]).logits
+        assert torch.equal(bare, told)
+        third = model(ids[:, :40], use_cache=True).past_key_values
+        turn = model.generate(ids, past_key_values=third, max_new_tokens=3, do_sample=False)
+        assert turn.shape == (1, 51)
+        assert third.get_seq_length() == 50
+        assert third.layers[0].keys.shape[-2] == 16
+
+
+@torch.no_grad()
+def test_chunks_by_hand_and_reset():
+    model = build()
+    ids = prompt(50)
+    with compress_cache(model, H2O(budget=0.4)) as session:
+        whole = model(ids, use_cache=True).past_key_values
+        cache = tf.DynamicCache()
+        with session.prompt_chunks():
+            for part in ids.split(16, dim=1):
+                model(part, past_key_values=cache)
+                assert cache.layers[1].keys.shape[-2] == cache.get_seq_length()
+        torch.testing.assert_close(cache.layers[2].keys, whole.layers[2].keys, atol=1e-4, rtol=1e-4)
+        cache.reset()
+        assert cache.get_seq_length() == 0
+        model(ids, past_key_values=cache)
+        torch.testing.assert_close(cache.layers[2].keys, whole.layers[2].keys, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_memory_is_really_freed():
+    model = build()
+    with H2O(budget=0.25).attach(model) as trace:
+        cache = model(prompt(200), use_cache=True).past_key_values
+    for layer in cache.layers:
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * layer.keys.element_size()
+        assert layer.keys.shape[-2] == 50
+    assert trace.facts["cache_bytes"] * 4 == trace.facts["cache_bytes_full"]
+
+
+class Largest(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+@torch.no_grad()
+def test_a_32k_prompt_never_builds_a_map():
+    length = 32768
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": length}
+    model = build(**shape, hidden_size=8, intermediate_size=8, vocab_size=16)
+    ids = torch.randint(2, 16, (1, length))
+    with H2O(budget=0.01).attach(model), Largest() as seen:
+        model(ids, use_cache=True, logits_to_keep=1)
+    assert seen.elements <= 128 * length  # chunk x T; the map would be 256 times that
