@@ -183,7 +183,7 @@ class _Run:
             hooks.forward_pre(block, self._on_block)
 
     def _on_start(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if module.training and getattr(module, "is_gradient_checkpointing", False):
+        if module.training and any(getattr(block, "gradient_checkpointing", False) for block in self.host.blocks):
             raise ValueError(
                 "patches cannot be dropped under gradient checkpointing; call model.gradient_checkpointing_disable()"
             )
