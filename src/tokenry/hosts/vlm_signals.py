@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.capture import Hooks
 from tokenry.hosts.vision import ClsRow, capture_cls_row
 
@@ -65,7 +66,9 @@ class SignalCapture:
         self.row: ClsRow | None = None
         self.probing = False
         if wanted.cls_attention:
-            self.row = capture_cls_row(hooks, inner.visual if self.merge else inner.vision_tower)
+            if self.merge:
+                raise UnsupportedModelError.of(inner, ("models with a CLIP tower",), reason="its tower has no CLS token")
+            self.row = capture_cls_row(hooks, inner.vision_tower)
         projector = inner.visual.merger if self.merge else inner.multi_modal_projector
         hooks.forward(projector, self._at_projector)
         if hasattr(inner, "pack_image_features"):
