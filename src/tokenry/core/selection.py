@@ -40,7 +40,7 @@ def check_keep(keep: float | int, name: str = "keep") -> float | int:
         if keep < 1:
             raise ValueError(f"{name} as a count must be an int >= 1, got {keep}")
     elif not 0.0 < keep <= 1.0:
-        hint = f"; for a count pass the int {int(keep)}" if keep > 1 and keep == int(keep) else ""
+        hint = f"; for a count pass the int {int(keep)}" if 1 < keep < math.inf and keep == int(keep) else ""
         hint = hint or (f"; did you mean {keep / 100:g}?" if 1 < keep <= 100 else "")
         raise ValueError(f"{name} as a ratio must be in (0, 1], got {keep}{hint}")
     return keep
