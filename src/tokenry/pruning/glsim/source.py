@@ -63,7 +63,7 @@ class GLSim(Pruner):
         mask: Tensor | None = None,
         global_token: Tensor | None = None,
     ) -> Tensor:
-        """Indices [B,K] of the best patches, best first.
+        """Indices [B,K] of the best patches, best first; K = N returns 0..N-1.
 
         Args:
             features: patches [B,N,D].
@@ -82,7 +82,10 @@ class GLSim(Pruner):
             check_device("global_token", global_token, "features", features)
             tokens = torch.cat([global_token[:, None].to(features.dtype), features], dim=1)
             importance = best_first(global_local_similarity(tokens, self.metric), self.metric)
-        return top_k(importance, self.plan(n), mask=mask)
+        k = self.plan(n)
+        if k == n and mask is None:
+            return torch.arange(n, device=features.device).expand(batch, -1)
+        return top_k(importance, k, mask=mask)
 
     @contextmanager
     def attach(self, model: nn.Module) -> Iterator[PruningTrace]:

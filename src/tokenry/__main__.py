@@ -1,0 +1,5 @@
+"""``python -m tokenry``."""
+
+from tokenry.cli import main
+
+main()

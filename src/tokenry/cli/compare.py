@@ -1,0 +1,78 @@
+"""``tokenry compare pruning``: which pruner for this model and data?"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class Wing(str, Enum):
+    """Wings that can be compared today."""
+
+    pruning = "pruning"
+
+
+def compare(
+    wing: Annotated[Wing, typer.Argument(help="What to compare.")],
+    model: Annotated[
+        str | None, typer.Option(help="Local folder or hub id of a supported model; default: the testbed in the package.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images with questions.csv or questions.jsonl, or a text file (KV-cache methods)."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated; any SOURCE+SELECTOR too, such as sensitivity+max_min.")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Comma-separated ratios of tokens to keep.")] = "0.5,0.25,0.1",
+    limit: Annotated[int, typer.Option(min=1, help="Number of items.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data and methods.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for JSON, figure and page.")] = Path("compare"),
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Compare methods under the same budgets: quality, kept tokens, time, memory; with pictures of what was kept."""
+    from tokenry.cli.console import progress, say_json, table
+    from tokenry.cli.reproduce import pick_device
+    from tokenry.lab.compare import Settings, compare_pruning
+
+    settings = Settings(
+        model=model, data=data, methods=tuple(methods.split(",")) if methods else None, keeps=_ratios(keep),
+        limit=limit, batch=batch, seed=seed, device=pick_device(device),
+    )  # fmt: skip
+    with progress("compare") as report:
+        result = compare_pruning(settings, out, report)
+    if as_json:
+        say_json(result)
+        return
+    where = f"{result['items']} items, batch {settings.batch}, {settings.device}"
+    table(f"{result['model']} on {result['data']}, {where}", *_table(result))
+    typer.echo(f"page: {out / 'index.html'}\nfigure: {out / 'quality.png'}\ndata: {out / 'compare.json'}")
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--keep must be comma-separated ratios such as 0.5,0.25, got {text!r}") from None
+    bad = [value for value in values if not 0 < value <= 1]
+    if bad:
+        hint = f" (did you mean {bad[0] / 100:g}?)" if 1 < bad[0] <= 100 else ""
+        raise ValueError(f"--keep must hold ratios in (0, 1], got {bad[0]:g}{hint}")
+    return tuple(sorted(set(values), reverse=True))
+
+
+def _table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    columns = ["method", "keep", "kept", result["quality"], "95 % interval", "prefill time", "peak memory", "cache"]
+    rows = [
+        (
+            r["method"], f"{r['keep']:g}", f"{r['kept']:.1f} of {r['total']:.0f}", f"{r['quality']:.3f}", f"[{r['low']:.3f}, {r['high']:.3f}]",
+            f"{r['time_ratio']:.2f}x", f"{r['memory_ratio']:.2f}x", f"{r['cache_ratio']:.2f}x",
+        )
+        for r in result["rows"]
+    ]  # fmt: skip
+    return columns, rows

@@ -1,0 +1,87 @@
+"""``tokenry doctor``: what is installed, what each part needs, and the command that adds what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+_NEEDS = {
+    "core": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "typer", "rich"),
+    "lab": ("gguf", "jinja2", "matplotlib", "pillow", "scikit-learn", "scipy"),
+    "search": ("faiss-cpu",),
+    "training": ("accelerate", "datasets", "peft", "trl"),
+    "generation": ("diffusers",),
+    "audio": ("soundfile",),
+    "scale": ("ray",),
+    "docs": ("mkdocs", "mkdocs-material", "mkdocstrings"),
+    "dev": ("pytest", "hypothesis", "ruff", "pyright"),
+}
+_TOOLS = {"npm": "fetches assets from npm packages", "dpkg": "unpacks assets from Debian packages", "chromium": "browser tests"}
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False) -> None:
+    """Report what is installed, what is missing and the command that adds it. Exit code 3 if a core package is missing."""
+    from tokenry.cli import MISSING
+    from tokenry.cli.console import out, say_json, table
+    from tokenry.lab.assets import ASSETS, cache_dir, is_offline, status
+
+    packages = {extra: {name: _version(name) for name in names} for extra, names in _NEEDS.items()}
+    states = {name: status(name).state for name in ASSETS}
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "accelerator": _accelerator(),
+        "packages": packages,
+        "tools": {name: bool(shutil.which(name)) for name in _TOOLS},
+        "cache": str(cache_dir()),
+        "offline": is_offline(),
+        "assets": states,
+    }
+    core_missing = [name for name, version in packages["core"].items() if version is None]
+    if as_json:
+        say_json(facts)
+    else:
+        out().print(
+            f"Python {facts['python']}, {facts['cpus']} CPUs, accelerator: {facts['accelerator'] or 'none'}; "
+            f"cache {facts['cache']}{' (offline)' if facts['offline'] else ''}",
+            highlight=False,
+        )
+        rows = []
+        for extra, found in packages.items():
+            missing = [name for name, version in found.items() if version is None]
+            have = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+            cure = "" if not missing else "pip install tokenry" if extra == "core" else f"pip install 'tokenry[{extra}]'"
+            rows.append((extra, have, ", ".join(missing), cure))
+        table("packages", ["extra", "installed", "missing", "command"], rows)
+        table(
+            "tools",
+            ["tool", "used for", "found"],
+            [(n, use, "yes" if facts["tools"][n] else "no") for n, use in _TOOLS.items()],
+        )
+        table(
+            "assets",
+            ["asset", "state", "command"],
+            [(name, state, "" if state == "present" else f"tokenry assets get {name}") for name, state in states.items()],
+        )
+    if core_missing:
+        raise typer.Exit(MISSING)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _accelerator() -> str | None:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "mps" if torch.backends.mps.is_available() else None

@@ -1,0 +1,68 @@
+"""``tokenry reproduce SLUG...``: run claims; resumable, judged by intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reproduce(
+    slugs: Annotated[list[str], typer.Argument(help="Systems; `all` for every one that is built.")],
+    scale: Annotated[
+        str, typer.Option(help="smoke (seconds), small (minutes; the published one) or paper (hub models, a GPU).")
+    ] = "small",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of result files.")] = Path("results"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace earlier results instead of continuing them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Run the claims of systems. Finished seeds are kept; exit code 1 when a claim fails."""
+    from tokenry.catalog import systems
+    from tokenry.cli import CLAIM_FAILED
+    from tokenry.cli.console import progress, say_json, table
+    from tokenry.core.checks import check_choice
+    from tokenry.lab.claim import SCALES
+    from tokenry.lab.reproduce import claim_of
+    from tokenry.lab.reproduce import reproduce as run
+
+    check_choice("--scale", scale, SCALES)
+    wanted = [row.slug for row in systems() if row.status == "built"] if slugs == ["all"] else slugs
+    claims = [claim_of(slug) for slug in wanted]
+    results = []
+    for claim in claims:
+        with progress(claim.system) as report:
+            results.append(
+                run(claim, scale=scale, seeds=seeds, device=pick_device(device), out=out, fresh=fresh, progress=report)  # pyright: ignore[reportArgumentType]
+            )
+    rows = [
+        {
+            "system": r.system, "scale": r.scale, "verdict": r.verdict, "reason": r.reason, "seeds": len(r.seeds),
+            "seconds": round(r.seconds, 1), "comparisons": r.comparisons,
+        }
+        for r in results
+    ]  # fmt: skip
+    if as_json:
+        say_json(rows)
+    else:
+        lines = [
+            (r["system"], c["name"], f"{c['difference']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]", c["verdict"])
+            for r in rows
+            for c in r["comparisons"]
+        ]
+        table(f"claims at scale {scale}", ["system", "comparison", "difference", "95 % interval", "verdict"], lines)
+        verdicts = [(r["system"], r["verdict"], r["reason"], f"{r['seconds']} s, {r['seeds']} seeds") for r in rows]
+        table("verdicts", ["system", "verdict", "reason", "cost"], verdicts)
+    if any(r.verdict == "fails" for r in results):
+        raise typer.Exit(CLAIM_FAILED)
+
+
+def pick_device(name: str) -> str:
+    """The device a run uses: ``auto`` takes CUDA, then MPS, then the CPU."""
+    import torch
+
+    if name != "auto":
+        return str(torch.device(name))
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

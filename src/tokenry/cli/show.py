@@ -1,0 +1,70 @@
+"""``tokenry show SLUG``: one system, its options and the evidence that is on disk."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def show(
+    slug: Annotated[str, typer.Argument(help="System, as in `tokenry list`.")],
+    results: Annotated[Path, typer.Option(help="Folder of result files.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Show one system: what it does, its options, its claim and the evidence for it."""
+    from tokenry.catalog import system
+    from tokenry.cli.console import out, say_json, table
+    from tokenry.lab.results import load, result_path
+
+    row = system(slug)
+    facts: dict[str, Any] = {
+        "slug": row.slug, "title": row.title, "arxiv": row.arxiv, "wing": row.wing, "status": row.status, "line": row.line,
+        "class": row.exports.replace(":", "."), "options": _options(row.load()) if row.status != "planned" else {},
+        "statement": "", "evidence": [],
+    }  # fmt: skip
+    if row.status == "built":
+        from tokenry.lab.reproduce import claim_of
+
+        facts["statement"] = claim_of(slug).statement
+    for scale in ("smoke", "small", "paper"):
+        path = result_path(results, slug, scale)
+        if path.exists():
+            found = load(path)
+            facts["evidence"].append(
+                {"scale": scale, "verdict": found.verdict, "reason": found.reason, "comparisons": found.comparisons}
+            )
+    if as_json:
+        say_json(facts)
+        return
+    console = out()
+    console.print(
+        f"[bold]{row.slug}[/] ({row.status}, {row.wing} wing)\n{row.title}, arXiv {row.arxiv}\n{row.line}", highlight=False
+    )
+    if row.status == "planned":
+        console.print("Not built yet.")
+        return
+    console.print(f"class: {facts['class']}", highlight=False)
+    if facts["statement"]:
+        console.print(f"claim: {facts['statement']}", highlight=False)
+    table("options", ["option", "default"], list(facts["options"].items()))
+    for entry in facts["evidence"]:
+        rows = [
+            (c["name"], f"{c['difference']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]", c["verdict"])
+            for c in entry["comparisons"]
+        ]
+        title = f"evidence at scale {entry['scale']}: {entry['verdict'] or 'incomplete'}"
+        table(title, ["comparison", "difference", "95 % interval", "verdict"], rows)
+
+
+def _options(cls: Any) -> dict[str, str]:
+    if not is_dataclass(cls):
+        return {}
+    from dataclasses import MISSING
+
+    return {
+        f.name: repr(f.default) if f.default is not MISSING else "required" if f.default_factory is MISSING else "computed"
+        for f in fields(cls)
+    }
