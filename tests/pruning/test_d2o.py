@@ -201,7 +201,8 @@ def llama(layers=4):
     torch.manual_seed(0)
     config = tf.LlamaConfig(
         vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=None, initializer_range=0.3,
+        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=1,
+        eos_token_id=None, initializer_range=0.3,
     )  # fmt: skip
     return tf.LlamaForCausalLM(config).eval()
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from tokenry.core.attention import column_sums, decode_row, group_heads, last_window_scores
+from tokenry.core.attention import column_sums, decode_row
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.capture import Hooks, attached
 from tokenry.hosts.decoder import (
@@ -34,8 +34,9 @@ from tokenry.hosts.decoder import (
     query_source,
     text_model,
 )
+from tokenry.hosts.kv_compress import evict_layer, finish_prompt
 from tokenry.hosts.kv_layer import TrackedLayer
-from tokenry.hosts.kv_policy import CachePolicy, Compressed, Prompt, Slots
+from tokenry.hosts.kv_policy import CachePolicy, Compressed
 
 _MASKED_BACKENDS = ("sdpa", "eager")
 _MODES = ("greedy_search", "sample")
@@ -68,6 +69,15 @@ class CacheSession:
             self._hold = False
         if self._cache is not None:
             self._settle()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Observe the prompt inside without settling it: for :func:`~tokenry.hosts.kv_compress.fork_cache`."""
+        self._hold = True
+        try:
+            yield
+        finally:
+            self._hold, self._cache = False, None
 
     def wire(self, model: nn.Module, hooks: Hooks) -> None:
         """Register all hooks and patches."""
@@ -220,10 +230,11 @@ class CacheSession:
         queries = queries_from(self._attentions[i], projected, embeddings)
         if layer.planned:
             _add(layer, _step_scores(queries, layer, facts))
-        elif signal.kind == "exact":
+            return
+        if signal.kind in ("exact", "both"):
             keys, scale, cap = layer.stored[0], facts.scale, facts.soft_cap
             _add(layer, column_sums(queries, keys, scale=scale, mask=layer.real, soft_cap=cap))
-        else:
+        if signal.kind in ("window", "both"):
             tail = queries[:, :, -signal.window :]
             joined = tail if layer.tail is None else torch.cat((layer.tail, tail), dim=2)
             layer.tail = joined[:, :, -signal.window :].clone()
@@ -248,45 +259,13 @@ class CacheSession:
         """Compress every layer that holds more than its budget; the first time, settle the budgets."""
         layers = {i: self._cache.layers[i] for i in self._layers}
         if not self._compressed():
-            self._finish_prompt(layers)
+            self._report(finish_prompt(layers, self.policy, self._facts, len(self._attentions)))
         elif self.policy.while_decoding:
             for layer in layers.values():
                 if layer.budget is not None and layer.held >= layer.budget.slots + self.policy.evict_every:
-                    self._evict(layer)
+                    evict_layer(layer, self.policy)
         self._projected.clear()
         self._cache = None  # the cache is the caller's: do not keep it alive
-
-    def _finish_prompt(self, layers: dict[int, TrackedLayer]) -> None:
-        for i, layer in layers.items():
-            if layer.tail is not None:
-                keys, window, scale = layer.stored[0], self.policy.signal.window, self._facts[i].scale
-                layer.scores = last_window_scores(layer.tail, keys, window=window, scale=scale, mask=layer.real)
-                layer.tail = None
-        first = layers[self._layers[0]]
-        batch = first.stored[0].shape[0]
-        lengths = [first.seen] * batch if first.real is None else first.real.sum(dim=1).tolist()
-        scores = [layer.scores for layer in layers.values()]
-        prompt = Prompt(list(layers), len(self._attentions), lengths, scores, first.real)
-        full = sum(layer.nbytes for layer in layers.values())
-        kept: dict[int, Tensor] = {}
-        for (i, layer), budget in zip(layers.items(), self.policy.budgets(prompt), strict=True):
-            layer.planned, layer.budget = True, budget
-            if layer.scores is not None:
-                layer.scores = None if budget is None else group_heads(layer.scores, self._facts[i].kv_heads)
-            if budget is not None and layer.held > budget.slots:
-                kept[i] = self._evict(layer)
-        used = sum(layer.nbytes for layer in layers.values())
-        facts = {**prompt.facts, "cache_bytes_full": full, "cache_bytes": used, "slots": {i: x.held for i, x in layers.items()}}
-        offsets = [first.seen - n for n in lengths]
-        self._report(Compressed(kept, lengths, offsets, {i: layers[i].scores for i in kept}, facts))
-
-    def _evict(self, layer: TrackedLayer) -> Tensor:
-        slots = Slots(*layer.stored, layer.scores, layer.real)
-        after, index = self.policy.evict(slots, layer.budget, layer.state)  # pyright: ignore[reportArgumentType]
-        layer.keys, layer.values = after.keys, after.values
-        layer.scores = after.scores if self.policy.signal.per_step else None
-        layer.real = after.real
-        return index
 
 
 def _step_scores(queries: Tensor, layer: TrackedLayer, facts: AttentionFacts) -> Tensor:

@@ -28,9 +28,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Signal:
-    """Attention scores a method wants: none, exact column sums over the prompt, or those of its last `window` queries."""
+    """Attention scores a method wants.
 
-    kind: Literal["none", "exact", "window"]
+    Attributes:
+        kind: none, exact column sums over the prompt, those of its last `window` queries, or both.
+        window: queries of the window.
+        per_step: scores go on after the prompt, one row per decoded token.
+    """
+
+    kind: Literal["none", "exact", "window", "both"]
     window: int = 32
     per_step: bool = False
 
