@@ -184,9 +184,7 @@ class _Run:
 
     def _on_start(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if module.training and any(getattr(block, "gradient_checkpointing", False) for block in self.host.blocks):
-            raise ValueError(
-                "patches cannot be dropped under gradient checkpointing; call model.gradient_checkpointing_disable()"
-            )
+            raise ValueError("patches cannot be dropped under gradient checkpointing; switch it off for this model")
         pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else (args[0] if args else None)
         self.grid = self.host.grid(image_size_of(pixels))
         mask = kwargs.get("attention_mask")
