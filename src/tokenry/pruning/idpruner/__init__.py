@@ -1,6 +1,6 @@
 """IDPruner: importance and diversity of visual tokens by maximal marginal relevance (arXiv 2602.13315).
 
-Keeps K of N visual tokens, one after the other: the next one has the largest ``balance * Imp - (1 - balance) * m``, where Imp is
+Keeps K of N visual tokens, one after the other: the next has the largest ``balance * Imp - (1 - balance) * m``, where Imp is
 the min-max scaled importance and m the largest cosine to the tokens already kept (Algorithm 1). One pass before the language
 model, no attention maps.
 
@@ -29,6 +29,7 @@ from tokenry.hosts.vlm_signals import Signals
 from tokenry.pruning.base import check_tokens
 from tokenry.pruning.idpruner.metrics import hopkins_statistic, importance_retention
 from tokenry.pruning.idpruner.scorer import ImportanceScorer, ScorerConfig, soft_top_k
+from tokenry.pruning.idpruner.training import ScorerTraining, train_scorer
 from tokenry.pruning.importance import SOURCES, Source, importance_from, resolve_source, signals_for
 from tokenry.pruning.visual import Scope, VisualPruner, identity
 
@@ -36,9 +37,11 @@ __all__ = [
     "IDPruner",
     "ImportanceScorer",
     "ScorerConfig",
+    "ScorerTraining",
     "hopkins_statistic",
     "importance_retention",
     "soft_top_k",
+    "train_scorer",
 ]
 
 
@@ -127,4 +130,3 @@ class IDPruner(VisualPruner):
             lambda name: torch.cat([image.signals[name][index] for image, index in tokens]),
             torch.Generator().manual_seed(number),
         )
-
