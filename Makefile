@@ -1,0 +1,45 @@
+# `make demo` and `make test` do everything on a fresh machine with Python >= 3.10: environment, installation, run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench clean
+
+help:
+	@echo "make demo   compare the pruners on the model in the package; writes demo/index.html"
+	@echo "make test   run the tests"
+	@echo "make lint   ruff and pyright"
+	@echo "make docs   build the documentation to site/"
+	@echo "make bench  run the benchmarks at the sizes this machine can hold"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/tokenry compare pruning --out demo
+	@echo "open demo/index.html in a browser"
+
+test: $(READY)
+	OMP_NUM_THREADS=1 TOKENRY_OFFLINE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+docs: $(READY)
+	$(BIN)/python docs/evidence.py
+	$(BIN)/mkdocs build --strict
+
+bench: $(READY)
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) site demo compare .pytest_cache .ruff_cache .hypothesis
