@@ -1,0 +1,28 @@
+"""Where the benchmarks write: one JSON file per benchmark and device under ``benchmarks/results/``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Device, threads and versions, for the record."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    facts: dict[str, Any] = {"device": device, "name": name, "torch": torch.__version__, "python": platform.python_version()}
+    if device == "cpu":
+        facts |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    return facts
+
+
+def write(benchmark: str, content: dict[str, Any], device: str) -> Path:
+    """Write `content` as JSON and return the path."""
+    path = Path(__file__).parent / "results" / f"{benchmark}_{device.split(':')[0]}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
