@@ -35,7 +35,6 @@ lint: $(READY)
 	$(BIN)/pyright
 
 docs: $(READY)
-	$(BIN)/python docs/evidence.py
 	$(BIN)/mkdocs build --strict
 
 bench: $(READY)

@@ -1,0 +1,67 @@
+"""MkDocs hook: replaces ``<!-- evidence: slug -->`` and ``<!-- benchmark: name -->`` by tables made from the committed files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+EVIDENCE = re.compile(r"<!-- evidence: (\w+) -->")
+BENCHMARK = re.compile(r"<!-- benchmark: (\w+) -->")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill the placeholders of one page."""
+    markdown = EVIDENCE.sub(lambda m: evidence(m.group(1)), markdown)
+    return BENCHMARK.sub(lambda m: benchmark(m.group(1)), markdown)
+
+
+def evidence(slug: str) -> str:
+    """The evidence of a system as Markdown, largest scale first."""
+    parts = []
+    for scale in ("paper", "small", "smoke"):
+        path = ROOT / "results" / f"{slug}.{scale}.json"
+        if path.exists():
+            parts.append(_section(json.loads(path.read_text(encoding="utf-8"))))
+    return "\n\n".join(parts) or f"No result is committed yet; run `tokenry reproduce {slug}`."
+
+
+def _section(result: dict[str, Any]) -> str:
+    seeds = list(result["seeds"].values())
+    arms = list(seeds[0]["arms"])
+    means = {a: sum(sum(s["arms"][a]) / len(s["arms"][a]) for s in seeds) / len(seeds) for a in arms}
+    seconds = sum(s["seconds"] for s in seeds)
+    lines = [
+        f"**Scale {result['scale']}: {result['verdict'] or 'incomplete'}** ({len(seeds)} seeds, {seconds:.0f} s, "
+        f"{result['environment'].get('device', '')}). {result['statement']}",
+        "",
+        "| comparison | difference | 95 % interval | margin | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for c in result["comparisons"]:
+        interval = f"[{c['low']:+.4f}, {c['high']:+.4f}]"
+        lines.append(f"| {c['name']} | {c['difference']:+.4f} | {interval} | {c['margin']:+g} | {c['verdict']} |")
+    lines += ["", f"| arm | {result['metric']} |", "|---|---|"]
+    lines += [f"| {arm} | {value:.4f} |" for arm, value in sorted(means.items(), key=lambda item: -item[1])]
+    if result["verdict"] not in ("holds", None):
+        lines += ["", f"Reason: {result['reason']}."]
+    return "\n".join(lines)
+
+
+def benchmark(name: str) -> str:
+    """A benchmark's committed table as Markdown."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        return f"No figures are committed yet; run `python benchmarks/{name}.py`."
+    body = json.loads(path.read_text(encoding="utf-8"))
+    rows = body["rows"]
+    columns = list(rows[0])
+    lines = [body.get("setting", ""), "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

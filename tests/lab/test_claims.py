@@ -1,0 +1,172 @@
+"""Claims, their statistics, result files and the resumable runner."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenry.errors import ResultFileError
+from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, bootstrap_difference, compare
+from tokenry.lab.reproduce import reproduce
+from tokenry.lab.results import load, load_all, result_path, save, write_atomic
+
+
+class Coin(Claim):
+    """A claim whose outcome is known: `better` wins by `lift`."""
+
+    system, statement, metric = "coin", "better beats worse", "accuracy"
+    contrasts = (Contrast("beats", "better", "worse"), Contrast("not worse", "better", "worse", margin=-0.1))
+    competence = Competence("reference", 0.5)
+
+    def __init__(self, lift=0.4, reference=1.0, pause=0.0):
+        self.lift, self.reference, self.pause, self.ran = lift, reference, pause, []
+
+    def settings(self, scale):
+        return {"items": 80}
+
+    def measure(self, scale, seed, device, progress):
+        time.sleep(self.pause)
+        self.ran.append(seed)
+        rng = np.random.default_rng(seed)
+        worse = rng.random(80) * 0.1
+        progress("items", 1.0)
+        return Measurement(
+            {"better": (worse + self.lift).tolist(), "worse": worse.tolist(), "reference": [self.reference] * 80},
+            {"lift": self.lift},
+        )
+
+
+@pytest.mark.parametrize(
+    ("lift", "reference", "verdict", "word"),
+    [(0.4, 1.0, "holds", "every interval"), (-0.4, 1.0, "fails", "fails: beats"), (0.0, 1.0, "fails", "beats"), (0.4, 0.2, "inconclusive", "below the bar")],
+)  # fmt: skip
+def test_verdicts(tmp_path, lift, reference, verdict, word):
+    result = reproduce(Coin(lift, reference), scale="smoke", seeds=3, out=tmp_path)
+    assert result.verdict == verdict
+    assert word in result.reason
+    assert load(result_path(tmp_path, "coin", "smoke")) == result
+
+
+def test_an_interval_around_the_margin_is_inconclusive():
+    rng = np.random.default_rng(0)
+    noisy = [Measurement({"a": rng.normal(0.02, 1, 50).tolist(), "b": [0.0] * 50}) for _ in range(3)]
+    assert compare(Contrast("a over b", "a", "b"), noisy).verdict == "inconclusive"
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), shift=st.floats(-2, 2))
+def test_the_interval_is_paired(seed, shift):
+    """A constant shift between paired items has no uncertainty, whatever the spread of the items."""
+    items = np.random.default_rng(seed).normal(0, 50, (3, 20))
+    mean, low, high = bootstrap_difference((items + shift).tolist(), items.tolist(), resamples=200)
+    assert mean == pytest.approx(shift, abs=1e-9)
+    assert low == pytest.approx(high, abs=1e-9)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        runs = rng.normal(0.3, 1.0, (8, 40)) + rng.normal(0, 0.2, (8, 1))
+        _, low, high = bootstrap_difference(runs.tolist(), np.zeros((8, 40)).tolist(), resamples=400)
+        covered += low <= 0.3 <= high
+    assert 0.85 <= covered / 200 <= 0.99
+
+
+def test_bad_measurements_are_refused():
+    for arms in ({}, {"a": []}, {"a": [1.0], "b": [1.0, 2.0]}, {"a": [float("nan")]}):
+        with pytest.raises(ValueError, match="arms"):
+            Measurement(arms)
+    with pytest.raises(ValueError, match="needs arm 'z'"):
+        compare(Contrast("x", "z", "a"), [Measurement({"a": [1.0]})])
+
+
+def test_finished_seeds_are_kept_and_other_settings_are_refused(tmp_path):
+    first = Coin()
+    reproduce(first, scale="smoke", seeds=2, out=tmp_path)
+    more = Coin()
+    result = reproduce(more, scale="smoke", seeds=4, out=tmp_path)
+    assert more.ran == [2, 3]
+    assert sorted(result.seeds) == [0, 1, 2, 3]
+    changed = Coin()
+    changed.statement = "another sentence"
+    with pytest.raises(ValueError, match="another statement or other settings"):
+        reproduce(changed, scale="smoke", seeds=2, out=tmp_path)
+    assert reproduce(changed, scale="smoke", seeds=2, out=tmp_path, fresh=True).statement == "another sentence"
+    with pytest.raises(ValueError, match="scale must be one of"):
+        reproduce(first, scale="huge", out=tmp_path)
+    with pytest.raises(ValueError, match="seeds must be"):
+        reproduce(first, scale="smoke", seeds=0, out=tmp_path)
+
+
+def _slow_run(folder):
+    reproduce(Coin(pause=0.25), scale="smoke", seeds=40, out=folder)
+
+
+def test_a_killed_run_loses_at_most_the_seed_in_flight(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=_slow_run, args=(tmp_path,))
+    process.start()
+    path = result_path(tmp_path, "coin", "smoke")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not path.exists() or len(load(path).seeds) < 2):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    finished = sorted(load(path).seeds)
+    assert len(finished) >= 2
+    assert not load(path).complete
+    resumed = Coin()
+    result = reproduce(resumed, scale="smoke", seeds=len(finished) + 1, out=tmp_path)
+    assert resumed.ran == [len(finished)]
+    assert result.complete
+
+
+@pytest.mark.parametrize("damage", ["truncate", "number", "schema", "field", "text"])
+def test_damaged_result_files_are_detected_and_named(tmp_path, damage):
+    reproduce(Coin(), scale="smoke", seeds=2, out=tmp_path)
+    path = result_path(tmp_path, "coin", "smoke")
+    text = path.read_text()
+    if damage == "truncate":
+        path.write_text(text[: len(text) // 2])
+    elif damage == "text":
+        path.write_bytes(b"\xff\xfe nothing")
+    else:
+        body = json.loads(text)
+        if damage == "number":
+            body["seeds"]["0"]["arms"]["better"][0] = 99.0
+        elif damage == "schema":
+            body["schema"] = 0
+        else:
+            del body["verdict"]
+        path.write_text(json.dumps(body))
+    for call in (
+        lambda: load(path),
+        lambda: load_all(tmp_path),
+        lambda: reproduce(Coin(), scale="smoke", seeds=3, out=tmp_path),
+    ):
+        with pytest.raises(ResultFileError, match=r"coin\.smoke\.json"):
+            call()
+
+
+def test_writing_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file.txt"
+    write_atomic(path, "first")
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        write_atomic(path, "second")
+    assert path.read_text() == "first"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_results_remember_where_they_were_made(tmp_path):
+    result = reproduce(Coin(), scale="smoke", seeds=1, out=tmp_path)
+    assert {"python", "torch", "transformers", "device", "cpus"} <= set(result.environment)
+    assert result.peak_bytes > 1e6
+    assert result.seconds >= 0
+    assert save(result, tmp_path) == result_path(tmp_path, "coin", "smoke")
