@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +137,15 @@ ASSETS: dict[str, Asset] = {
         ),
     )
 }
+
+LOADERS = ("mnist_digits", "sklearn_digits", "sample_photos", "smollm2", "minilm", "text_corpus")
+
+
+def __getattr__(name: str) -> Any:
+    """The loaders, importable from here too; they live apart because they need torch."""
+    if name in LOADERS:
+        return getattr(import_module("tokenry.lab.asset_loaders"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
