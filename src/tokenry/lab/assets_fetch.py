@@ -55,7 +55,8 @@ def from_hub(row: Asset, folder: Path, progress: Progress, *, offline: bool) -> 
     try:
         try:
             snapshot = snapshot_download(row.hub_id, allow_patterns=patterns, local_files_only=True)
-            if not (Path(snapshot) / "model.safetensors").exists():  # an interrupted snapshot counts as none
+            names = [path.name for path in Path(snapshot).iterdir()]
+            if not {"config.json", "model.safetensors", "tokenizer.json"} <= set(names):  # a partial snapshot counts as none
                 raise LocalEntryNotFoundError(row.hub_id)
         except LocalEntryNotFoundError:
             if offline:
