@@ -261,11 +261,12 @@ SOURCES: dict[str, Callable[[Asset, Path, Progress], Path]] = {"pypi": from_pypi
 # --- unpacking ---------------------------------------------------------------------------------------------------
 
 
-def unpack(archive: Path, folder: Path, members: tuple[str, ...] = ("*",)) -> None:
+def unpack(archive: Path, folder: Path, members: tuple[str, ...] = ("*",), *, skip_links: bool = False) -> None:
     """Write the regular files of a zip, tar or deb archive that match `members` into `folder`.
 
     Raises AssetDamagedError for an unreadable archive, and for one that holds a path outside the folder, a link, a
-    device, a name twice, or more than 8 GiB; then nothing more is written.
+    device, a name twice, or more than 8 GiB; then nothing more is written. `skip_links` leaves links out instead (system
+    packages link to each other); they are never followed.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -276,10 +277,10 @@ def unpack(archive: Path, folder: Path, members: tuple[str, ...] = ("*",)) -> No
                 tar = Path(scratch) / "data.tar"
                 with tar.open("wb") as stream:
                     subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=stream, check=True, timeout=600)
-                unpack(tar, folder, members)
+                unpack(tar, folder, members, skip_links=True)
         else:
             with tarfile.open(archive, "r:*") as pack:
-                _write(archive, _tar_entries(archive, pack, members), folder, members)
+                _write(archive, _tar_entries(archive, pack, skip_links), folder, members)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, subprocess.SubprocessError) as error:
         raise AssetDamagedError(f"{archive.name} cannot be unpacked: {type(error).__name__}: {error}") from error
 
@@ -295,15 +296,12 @@ def _zip_entries(archive: Path, pack: zipfile.ZipFile) -> Iterator[_Entry]:
             yield info.filename, info.file_size, lambda info=info: pack.open(info)  # type: ignore[misc]
 
 
-def _tar_entries(archive: Path, pack: tarfile.TarFile, members: tuple[str, ...]) -> Iterator[_Entry]:
-    debian = archive.name == "data.tar"  # system packages hold links to other packages; those are left out, not followed
+def _tar_entries(archive: Path, pack: tarfile.TarFile, skip_links: bool) -> Iterator[_Entry]:
     for info in pack:
-        if not (info.isreg() or info.isdir()):
-            if debian and not any(fnmatch.fnmatch(info.name, m) for m in members if m != "*"):
-                continue
-            raise AssetDamagedError(f"{archive.name} holds the link or device {info.name!r}, which is refused")
         if info.isreg():
             yield info.name, info.size, lambda info=info: pack.extractfile(info)  # type: ignore[misc,return-value]
+        elif not info.isdir() and not skip_links:
+            raise AssetDamagedError(f"{archive.name} holds the link or device {info.name!r}, which is refused")
 
 
 def _write(archive: Path, entries: Iterator[_Entry], folder: Path, members: tuple[str, ...]) -> None:
