@@ -1,4 +1,4 @@
-"""MkDocs hook: replaces ``<!-- evidence: slug -->`` and ``<!-- benchmark: name -->`` by tables made from the committed files."""
+"""MkDocs hook: fills ``<!-- evidence: slug -->`` and its like with tables made from the committed result files."""
 
 from __future__ import annotations
 
@@ -52,10 +52,13 @@ def _section(result: dict[str, Any]) -> str:
 
 def benchmark(name: str) -> str:
     """A benchmark's committed table as Markdown."""
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    if not path.exists():
+    paths = sorted((ROOT / "benchmarks" / "results").glob(f"{name}_*.json"))
+    if not paths:
         return f"No figures are committed yet; run `python benchmarks/{name}.py`."
-    body = json.loads(path.read_text(encoding="utf-8"))
+    return "\n\n".join(_figures(json.loads(path.read_text(encoding="utf-8"))) for path in paths)
+
+
+def _figures(body: dict[str, Any]) -> str:
     rows = body["rows"]
     columns = list(rows[0])
     lines = [body.get("setting", ""), "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
