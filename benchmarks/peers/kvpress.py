@@ -100,8 +100,9 @@ def main() -> None:
         for name, (press, attention) in presses.items():
             if attention == "eager" and context > 4096:
                 continue  # a full map per layer
+            model = build(shape, context, args.device, args.dtype, attention)
             row = {"method": f"kvpress {name}", "shape": shape, "dtype": args.dtype, "batch": args.batch, "context": context,
-                   **run(build(shape, context, args.device, args.dtype, attention), press, ids, steps, args.repeats)}  # fmt: skip
+                   **run(model, press, ids, steps, args.repeats)}  # fmt: skip
             plain = plain or row
             row["prefill_overhead"] = row["prefill_s"] / plain["prefill_s"] - 1
             row["decode_ratio"] = row["decode_tokens_per_s"] / plain["decode_tokens_per_s"]
