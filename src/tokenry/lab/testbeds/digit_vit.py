@@ -8,6 +8,7 @@ kept in memory for the process.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset
 
 from tokenry.core.checks import check_int
 from tokenry.errors import optional
-from tokenry.hosts.vision import final_tokens
+from tokenry.pruning.eet import EETHashModel
 
 CANVAS, DIGIT, PATCH = 24, 12, 4
 GRID = CANVAS // PATCH
@@ -54,9 +55,13 @@ class Canvases(Dataset[Any]):
         """The first `count` canvases."""
         return Canvases(self.images[:count], self.labels[:count], self.boxes[:count])
 
+    def to(self, device: str) -> Canvases:
+        """The same canvases on `device`."""
+        return Canvases(self.images.to(device), self.labels.to(device), self.boxes.to(device))
+
     def patches_inside(self) -> Tensor:
         """Which patches hold the digit, [n,36] bool."""
-        rows = torch.arange(GRID) * PATCH
+        rows = torch.arange(GRID, device=self.boxes.device) * PATCH
         inside_row = (rows >= self.boxes[:, 0:1]) & (rows < self.boxes[:, 2:3])
         inside_column = (rows >= self.boxes[:, 1:2]) & (rows < self.boxes[:, 3:4])
         return (inside_row[:, :, None] & inside_column[:, None, :]).flatten(1)
@@ -135,27 +140,36 @@ def digit_vit_config() -> Any:
     )
 
 
-def train_digit_vit(seed: int = 0, *, epochs: int = EPOCHS, progress: Progress | None = None) -> nn.Module:
+def train_digit_vit(
+    seed: int = 0,
+    *,
+    epochs: int = EPOCHS,
+    limit: int = TRAIN_DIGITS,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> nn.Module:
     """Train a ``ViTForImageClassification`` from scratch: AdamW 3e-3, one cycle, batch 64; returned in evaluation mode.
 
     Every epoch places the training digits of `seed` anew, two canvases each: on fixed canvases this model learns them by heart.
-    ``progress(step, steps)`` is called after every step.
+    `limit` uses only so many of the digits. ``progress(step, steps)`` is called after every step.
     """
     from transformers import ViTForImageClassification
 
     check_int("epochs", epochs, 1)
+    check_int("limit", limit, 1, TRAIN_DIGITS)
     digits, labels = _digits()
-    chosen = _split(seed)[0].repeat(2)
+    chosen = _split(seed)[0][:limit].repeat(2)
     generator = torch.Generator().manual_seed(3 * _PLACES + seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ViTForImageClassification(digit_vit_config()).train()
+        model: Any = ViTForImageClassification(digit_vit_config())
+    model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
     steps = epochs * -(-len(chosen) // 64)
     schedule = OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     done = 0
     for _ in range(epochs):
-        data = _compose(digits, labels, chosen, generator)
+        data = _compose(digits, labels, chosen, generator).to(device)
         for batch in torch.randperm(len(data), generator=generator).split(64):
             loss = F.cross_entropy(model(data.images[batch]).logits, data.labels[batch])
             optimizer.zero_grad(set_to_none=True)
@@ -175,30 +189,27 @@ def digit_vit(seed: int = 0, *, epochs: int = EPOCHS) -> nn.Module:
     return train_digit_vit(seed, epochs=epochs)
 
 
-def digit_hash_model(seed: int = 0, *, bits: int = 8, epochs: int = EPOCHS) -> Any:
-    """An :class:`~tokenry.pruning.eet.EETHashModel` on a copy of the trained classifier, with its head; the hash head is new.
+def digit_hash_model(seed: int = 0, *, bits: int = 8, epochs: int = EPOCHS) -> EETHashModel:
+    """A dense hashing model on a copy of the trained classifier of `seed`; see :func:`hash_model_on`."""
+    return hash_model_on(copy.deepcopy(digit_vit(seed, epochs=epochs)), bits=bits, seed=seed)
+
+
+def hash_model_on(classifier: Any, *, bits: int, seed: int) -> EETHashModel:
+    """A dense :class:`~tokenry.pruning.eet.EETHashModel` around the tower of `classifier`, with its head; the hash head is new.
 
     This is where the paper starts, too: a classifier pre-trained without hashing. Train it with
     :class:`~tokenry.pruning.eet.EETTrainer`.
     """
-    import copy
-
-    from tokenry.pruning.eet import EETHashModel
-
-    trained: Any = digit_vit(seed, epochs=epochs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = EETHashModel(copy.deepcopy(trained), CLASSES, bits)
-    model.classifier.load_state_dict(trained.classifier.state_dict())
-    return model
+        model = EETHashModel(classifier, CLASSES, bits)
+    model.classifier.load_state_dict(classifier.classifier.state_dict())
+    return model.to(classifier.device)
 
 
 @torch.no_grad()
-def class_hits(model: nn.Module, data: Canvases, *, head: nn.Module | None = None) -> Tensor:
-    """Whether each test canvas is classified rightly, [n] float (0 or 1); the model may have a pruner attached."""
+def class_hits(model: nn.Module, data: Canvases) -> Tensor:
+    """Whether the classifier is right about each canvas, [n] float on the CPU; a pruner may be attached to it."""
     whole: Any = model
-    outputs = []
-    for batch in data.images.split(128):
-        logits = whole(batch).logits if head is None else head(final_tokens(model, batch).prefix[:, 0])
-        outputs.append(logits.argmax(dim=1))
-    return (torch.cat(outputs) == data.labels).float()
+    guesses = torch.cat([whole(batch).logits.argmax(dim=1) for batch in data.images.split(128)])
+    return (guesses == data.labels).float().cpu()

@@ -1,0 +1,124 @@
+"""EET: a sixth of the patches, as accurate and as good at retrieval as all of them.
+
+Two parts on the digit testbed (36 patches, pruned to 12 after block 1 and to 6 after block 2). Without training: the trained
+dense classifier is pruned by content importance, CLS row, merging and chance. With training: hashing models start from that
+classifier and are trained with pruning; the queries' codes are ranked against the target codes of the training images.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.testbeds.digit_vit import CLASSES, Canvases, class_hits, digit_canvases, hash_model_on, train_digit_vit
+
+_KEEP = {1: 12, 2: 6}
+
+
+class EETClaim(Claim):
+    """Accuracy and retrieval at one sixth of the patches against the dense model, CLS row, merging and chance."""
+
+    system = "eet"
+    statement = (
+        "Content-based pruning keeps a sixth of the patches and stays within two points of the dense model, "
+        "and hashing models trained with it retrieve no worse than dense ones"
+    )
+    metric = "top-1 accuracy per test image; average precision per query (8 bits, target codes, expected over ties)"
+    contrasts = (
+        Contrast("a sixth of the patches within two points of dense", "ctp", "dense", -0.02),
+        Contrast("content importance beats chance", "ctp", "random", 0.0),
+        Contrast("full method retrieves no worse than dense", "map_eet", "map_dense", -0.02),
+        Contrast("full method retrieves better than random pruning", "map_eet", "map_random", 0.0),
+    )
+    competence = Competence("dense", 0.85)
+
+    def settings(self, scale: Scale) -> dict[str, Any]:
+        """Epochs of the classifier and of the hashing models, and how many canvases are used."""
+        return {
+            "smoke": {"epochs": 1, "hash_epochs": 1, "train": 192, "test": 64, "bits": 8},
+            "small": {"epochs": 32, "hash_epochs": 4, "train": 1300, "test": 497, "bits": 8},
+            "paper": {"epochs": 90, "batch": 64, "bits": 16, "learning_rate": 0.01},
+        }[scale]
+
+    def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
+        """Train one classifier, prune it in every way, then train the hashing models from it."""
+        if scale == "paper":
+            from tokenry.lab.testbeds.birds import eet_measurement
+
+            return eet_measurement("facebook/deit-small-patch16-224", self.settings(scale), seed, device, progress)
+        settings = self.settings(scale)
+        train, test = digit_canvases(seed)
+        train, test = train.first(settings["train"]).to(device), test.first(settings["test"]).to(device)
+        model = train_digit_vit(
+            seed,
+            epochs=settings["epochs"],
+            limit=settings["train"],
+            device=device,
+            progress=lambda i, n: progress("classifier", 0.5 * i / n),
+        )
+        arms = _pruned_accuracy(model, test, seed)
+        facts: dict[str, float | str] = {"patches": 36, "patches_kept": 6, "accuracy_dense": _mean(arms["dense"])}
+        for done, name in enumerate(("dense", "random", "ctp", "ctp_dkt", "eet")):
+            progress(f"hashing: {name}", 0.5 + 0.1 * done)
+            arms[f"map_{name}"], encoded = _retrieval(name, model, train, test, settings, seed)
+            facts[f"map_encoded_{name}"] = encoded
+        progress("done", 1.0)
+        return Measurement(arms, facts)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _pruned_accuracy(model: torch.nn.Module, test: Canvases, seed: int) -> dict[str, list[float]]:
+    from tokenry.pruning.eet import EET
+    from tokenry.pruning.vit_baselines import ClsRow, RandomPatches, ToMe
+
+    arms = {"dense": class_hits(model, test).tolist()}
+    methods = {
+        "ctp": EET(keep=_KEEP),
+        "cls_row": ClsRow(keep=_KEEP),
+        "tome": ToMe(keep=_KEEP),
+        "random": RandomPatches(keep=_KEEP, seed=seed),
+    }
+    for name, method in methods.items():
+        with method.attach(model, record=False):
+            arms[name] = class_hits(model, test).tolist()
+    return arms
+
+
+def _retrieval(
+    name: str, model: torch.nn.Module, train: Canvases, test: Canvases, settings: dict[str, Any], seed: int
+) -> tuple[list[float], float]:
+    """Average precision of each query, and the mean under the other protocol (database encoded by the network)."""
+    from tokenry.pruning.eet import EET, EETTrainer, EETTrainingConfig, evaluate_retrieval, solve_hash_codes
+    from tokenry.pruning.vit_baselines import RandomPatches
+
+    pruner = {"dense": None, "random": RandomPatches(keep=_KEEP, seed=seed)}.get(name, EET(keep=_KEEP))
+    taught = name in ("ctp_dkt", "eet")
+    labels = train.labels.cpu()
+    codes = solve_hash_codes(F.one_hot(labels, CLASSES), settings["bits"], seed=seed, mode="class")
+    dense = hash_model_on(copy.deepcopy(model), bits=settings["bits"], seed=seed)
+    student = dense.twin(pruner=pruner)
+    config = EETTrainingConfig(
+        learning_rate=3e-3,
+        optimizer="adamw",
+        epochs=settings["hash_epochs"],
+        warmup_steps=2,
+        transfer_weight=1.0 if taught else 0.0,
+        hidden_patches=2 if name == "eet" else 0,
+        seed=seed,
+    )
+    EETTrainer(student, dense.twin() if taught else None, codes, config).fit(train)
+    student.eval()
+    common: dict[str, Any] = {"query_labels": test.labels.cpu(), "database_labels": labels, "ties": "expected"}
+    result = evaluate_retrieval(student, test.images, protocol="target_codes", target_codes=codes, **common)
+    encoded = evaluate_retrieval(student, test.images, protocol="encoded", database=train.images, **common)
+    return list(result.per_query), encoded.mean_average_precision
+
+
+CLAIM = EETClaim()
