@@ -10,8 +10,10 @@ from typing import Any
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: ``; did you mean 'x' or 'y'?``, or nothing when no known name is near."""
-    near = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=3, cutoff=0.6)
-    exact = {k.lower(): k for k in known}
+    exact: dict[str, str] = {}
+    for candidate in sorted(known, key=lambda k: difflib.SequenceMatcher(None, name, k).ratio()):
+        exact[candidate.lower()] = candidate  # of names that differ in case only, the nearer one stays
+    near = difflib.get_close_matches(name.lower(), exact, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(exact[n]) for n in near)}?" if near else ""
 
 

@@ -56,8 +56,9 @@ class Bench(Protocol):
         """Number of items."""
         ...
 
-    def check(self, methods: tuple[str, ...]) -> None:
-        """Refuse unknown method names before anything runs."""
+    @staticmethod
+    def check(methods: tuple[str, ...]) -> None:
+        """Refuse unknown method names before anything is loaded."""
         ...
 
     def measure(self, method: str, keep: float, progress: Callable[[float], None]) -> Row:
@@ -78,9 +79,10 @@ def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[s
     from tokenry.lab.compare.page import write_page
 
     progress("loading", 0.0)
-    bench = _bench(settings)
-    methods = settings.methods or bench.default_methods
-    bench.check(methods)
+    kind = _bench_class(settings)
+    methods = settings.methods or kind.default_methods
+    kind.check(methods)
+    bench: Bench = kind(settings)
     path = out / "compare.json"
     result = _resume(path, settings, bench)
     done = {(row["method"], row["keep"]) for row in result["rows"]}
@@ -102,14 +104,14 @@ def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[s
     return result
 
 
-def _bench(settings: Settings) -> Bench:
+def _bench_class(settings: Settings) -> Any:
     if settings.data is not None and settings.data.suffix in (".txt", ".md"):
         from tokenry.lab.compare.kv import KVBench
 
-        return KVBench(settings)
+        return KVBench
     from tokenry.lab.compare.vision import VisionBench
 
-    return VisionBench(settings)
+    return VisionBench
 
 
 def _resume(path: Path, settings: Settings, bench: Bench) -> dict[str, Any]:

@@ -26,10 +26,12 @@ def quality_figure(result: dict[str, Any], path: Path) -> str:
         if method in ("none", "full"):
             axes.axhline(y[0], color="0.5", linestyle="--", linewidth=1, label=f"{method} ({x[0]:.0f} tokens)")
             continue
-        error = [[q - r["low"] for q, r in zip(y, rows, strict=True)], [r["high"] - q for q, r in zip(y, rows, strict=True)]]
+        # An interval of constant outcomes may miss their mean by a rounding error.
+        below = [max(r["quality"] - r["low"], 0.0) for r in rows]
+        above = [max(r["high"] - r["quality"], 0.0) for r in rows]
         colour = f"C{number % 10}"
         axes.errorbar(
-            x, y, yerr=error, marker=_MARKS[number % len(_MARKS)], color=colour, capsize=2, linewidth=1.4, label=method
+            x, y, yerr=[below, above], marker=_MARKS[number % len(_MARKS)], color=colour, capsize=2, linewidth=1.4, label=method
         )
     axes.set_xlabel("tokens kept")
     axes.set_ylabel(result["quality"])

@@ -37,7 +37,8 @@ class KVBench:
         """Number of items."""
         return len(self.items)
 
-    def check(self, methods: tuple[str, ...]) -> None:
+    @staticmethod
+    def check(methods: tuple[str, ...]) -> None:
         """Refuse unknown names."""
         for name in methods:
             kv_method(name, 0.5)

@@ -14,9 +14,8 @@ from tokenry.lab.compare import Row, Settings
 from tokenry.lab.compare.methods import visual_method
 from tokenry.lab.compare.questions import ImageQuestion, matches, read_questions
 from tokenry.lab.measure import cache_bytes, peak_bytes, time_ratio
+from tokenry.lab.testbeds.hub_vlm import HubModel
 from tokenry.pruning.base import PruningTrace
-
-_NEW_TOKENS = 16
 
 
 class BundledSubject:
@@ -48,36 +47,20 @@ class ModelSubject:
     """A user's model (local folder or hub id) with a folder of images and questions."""
 
     def __init__(self, settings: Settings) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
         if settings.model is None or settings.data is None:
             raise ValueError("--model and --data go together: a model of one's own needs images and questions (see --help)")
         self.items: Sequence[ImageQuestion] = read_questions(settings.data, settings.limit)
-        self.processor: Any = AutoProcessor.from_pretrained(settings.model)
-        self.processor.tokenizer.padding_side = "left"
-        dtype = torch.float32 if settings.device == "cpu" else torch.bfloat16
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(settings.model, dtype=dtype).to(settings.device).eval()
-        self.device = settings.device
+        self.asked = HubModel(settings.model, settings.device)
+        self.model = self.asked.model
         self.model_name, self.data_name = settings.model, str(settings.data)
 
     def encode(self, items: Sequence[ImageQuestion]) -> dict[str, torch.Tensor]:
-        """Model inputs of a left-padded batch, through the processor's chat template where it has one."""
-        texts = [self._prompt(item.question) for item in items]
-        images = [[self.picture(item)] for item in items]
-        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
-        return {k: v.to(self.device) for k, v in inputs.items() if isinstance(v, torch.Tensor)}
-
-    def _prompt(self, question: str) -> str:
-        if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": question}]
-            return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return f"USER: {self.processor.image_token}\n{question} ASSISTANT:"
+        """Model inputs of a left-padded batch."""
+        return self.asked.encode([self.picture(item) for item in items], [item.question for item in items])
 
     def answers(self, items: Sequence[ImageQuestion]) -> list[str]:
         """The model's greedy answers."""
-        inputs = self.encode(items)
-        out = self.model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
-        return self.processor.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return self.asked.answers([self.picture(item) for item in items], [item.question for item in items])
 
     def picture(self, item: ImageQuestion) -> Any:
         """The item's image as an RGB PIL image."""
@@ -103,7 +86,8 @@ class VisionBench:
         """Number of items."""
         return len(self.subject.items)
 
-    def check(self, methods: tuple[str, ...]) -> None:
+    @staticmethod
+    def check(methods: tuple[str, ...]) -> None:
         """Refuse unknown names."""
         for name in methods:
             visual_method(name, 0.5, 0)

@@ -1,0 +1,167 @@
+"""The command line as a script sees it: exit codes, JSON, messages on stderr."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tokenry.catalog import system, systems
+from tokenry.cli import run
+
+
+def call(capsys, *arguments):
+    code = run(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_list_shows_all_41_and_pretends_nothing(capsys):
+    code, out, _ = call(capsys, "list", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert len(rows) == 41
+    assert {r["slug"] for r in rows if r["status"] == "built"} == {"eet", "glsim", "d2o", "todre", "zooprune", "idpruner"}
+    code, out, _ = call(capsys, "list", "--wing", "pruning", "--built", "--json")
+    assert len(json.loads(out)) == 6
+    code, out, _ = call(capsys, "list")
+    assert "idpruner" in out
+    assert "planned" in out
+
+
+def test_the_catalogue_points_at_what_exists():
+    for row in systems():
+        if row.status == "built":
+            assert row.load().__name__ == row.exports.split(":")[1]
+            assert __import__(row.claim, fromlist=["CLAIM"]).CLAIM.system == row.slug
+        else:
+            with pytest.raises(ValueError, match="nothing to load"):
+                row.load()
+    with pytest.raises(ValueError, match="did you mean 'idpruner'"):
+        system("idprunr")
+
+
+def test_every_built_system_has_its_five_parts(pytestconfig):
+    root = pytestconfig.rootpath
+    for row in systems():
+        if row.status == "built":
+            module = root / "src" / "tokenry" / row.wing / row.slug
+            assert module.is_dir() or module.with_suffix(".py").is_file()
+            assert (root / "tests" / row.wing / f"test_{row.slug}.py").is_file()
+            assert (root / "src" / "tokenry" / "lab" / "claims" / row.wing / f"{row.slug}.py").is_file()
+            assert (root / "docs" / "systems" / f"{row.slug}.md").is_file()
+
+
+def test_show(capsys):
+    code, out, _ = call(capsys, "show", "idpruner", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["options"]["balance"] == "0.5"
+    assert facts["statement"]
+    assert call(capsys, "show", "idpruner")[0] == 0
+    code, out, _ = call(capsys, "show", "seed")
+    assert code == 0
+    assert "Not built yet" in out
+    code, _, err = call(capsys, "show", "idprunr")
+    assert code == 2
+    assert "did you mean 'idpruner'" in err
+
+
+def test_doctor_and_assets(capsys):
+    code, out, _ = call(capsys, "doctor", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["packages"]["core"]["torch"]
+    assert call(capsys, "doctor")[0] == 0
+    code, out, _ = call(capsys, "assets", "list", "--json")
+    assert {"smollm2", "minilm", "mnist"} <= {row["name"] for row in json.loads(out)}
+    code, _, err = call(capsys, "assets", "get", "smolm2")
+    assert code == 2
+    assert "smollm2" in err
+
+
+def test_a_missing_asset_names_the_command(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TOKENRY_CACHE", str(tmp_path))
+    code, _, err = call(capsys, "assets", "get", "minilm", "--offline")
+    assert code == 3
+    assert "tokenry assets get minilm" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["compare", "pruning", "--keep", "75"], "did you mean 0.75"), (["compare", "pruning", "--keep", "half"], "--keep"),
+        (["compare", "pruning", "--methods", "idprune"], "did you mean 'idpruner'"), (["compare", "pruning", "--data", "nowhere"], "--model and --data"),
+        (["compare", "pruning", "--model", "m", "--data", "nowhere"], "folder"), (["reproduce", "idprunr"], "did you mean"),
+        (["reproduce", "seed"], "is planned"), (["reproduce", "idpruner", "--scale", "tiny"], "--scale must be one of"),
+        (["report", "--results", "nowhere"], "tokenry reproduce all"), (["lst"], "list"), (["list", "--wing", "prunin"], "did you mean"),
+    ],
+)  # fmt: skip
+def test_bad_input_exits_with_2_and_a_hint(capsys, arguments, word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert word in " ".join(err.split())
+
+
+def test_a_damaged_result_exits_with_4(capsys, tmp_path):
+    (tmp_path / "idpruner.smoke.json").write_text("{")
+    code, _, err = call(capsys, "report", "--results", str(tmp_path), "--out", str(tmp_path / "site"))
+    assert code == 4
+    assert "idpruner.smoke.json" in err
+
+
+def test_a_failing_claim_exits_with_1(capsys, monkeypatch, tmp_path):
+    from tests.lab.test_claims import Coin
+
+    monkeypatch.setattr("tokenry.lab.reproduce.claim_of", lambda slug: Coin(lift=-0.4))
+    code, out, _ = call(capsys, "reproduce", "coin", "--scale", "smoke", "--out", str(tmp_path), "--json")
+    assert code == 1
+    assert json.loads(out)[0]["verdict"] == "fails"
+
+
+def test_importing_tokenry_loads_no_torch_and_few_modules():
+    probe = "import sys; before = set(sys.modules); import tokenry; new = set(sys.modules) - before; print(len(new)); print('torch' in new, 'transformers' in new)"
+    out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.split()
+    assert int(out[0]) < 60
+    assert out[1:] == ["False", "False"]
+    helped = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "tokenry", "--help"], capture_output=True, text=True, check=True
+    )
+    assert " torch" not in helped.stderr
+
+
+def test_typos_on_the_package_are_answered():
+    import tokenry
+    import tokenry.pruning
+
+    with pytest.raises(AttributeError, match="did you mean 'pruning'"):
+        _ = tokenry.prunning
+    with pytest.raises(AttributeError, match="did you mean 'IDPruner'"):
+        _ = tokenry.pruning.IDprunner
+    assert "IDPruner" in dir(tokenry.pruning)
+
+
+def test_control_c_leaves_finished_rows_and_the_next_run_goes_on(tmp_path):
+    command = [sys.executable, "-m", "tokenry", "compare", "pruning", "--limit", "24", "--batch", "8", "--out", str(tmp_path)]
+    command += ["--methods", "none,random,uniform,topk,divprune,idpruner,zooprune,todre", "--keep", "0.5,0.25"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    path, deadline = tmp_path / "compare.json", time.monotonic() + 120
+    while time.monotonic() < deadline and not path.exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "what was finished is on disk" in err
+    finished = json.loads(path.read_text())["rows"]
+    assert finished
+    short = [*command[:-4], "--methods", "none,random", "--keep", "0.5"]
+    done = subprocess.run(
+        [*short, "--json"], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    rows = json.loads(done.stdout)["rows"]
+    assert rows[0]["outcomes"] == finished[0]["outcomes"]
+    assert (tmp_path / "index.html").is_file()
