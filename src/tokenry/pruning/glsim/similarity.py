@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_finite, check_float, check_shape
-from tokenry.core.similarity import cosine
 
 Metric = Literal["cosine", "l1", "l2"]
+_EPS = 1e-8
 METRICS: tuple[Metric, ...] = ("cosine", "l1", "l2")
 
 
@@ -29,13 +29,19 @@ def global_local_similarity(tokens: Tensor, metric: Metric = "cosine") -> Tensor
     check_choice("metric", metric, METRICS)
     if tokens.shape[1] < 2:
         raise ValueError(f"tokens must hold the global token and at least one patch, got {list(tokens.shape)}")
-    check_finite("tokens", tokens)
     rows = tokens if tokens.dtype == torch.float64 else tokens.float()
-    whole, local = rows[:, :1], rows[:, 1:]
     if metric == "cosine":
-        return cosine(whole, local)
-    difference = whole - local
-    return difference.abs().mean(dim=-1) if metric == "l1" else difference.square().mean(dim=-1)
+        # One product and one norm per patch; normalised copies of the tokens would cost several times as much.
+        norms = torch.linalg.vector_norm(rows, dim=-1)
+        dots = torch.matmul(rows[:, 1:], rows[:, 0].unsqueeze(-1)).squeeze(-1)
+        similarity = dots / ((norms[:, 1:] + _EPS) * (norms[:, :1] + _EPS))
+    else:
+        difference = rows[:, 1:] - rows[:, :1]
+        similarity = difference.abs().mean(dim=-1) if metric == "l1" else difference.square().mean(dim=-1)
+    if not bool(torch.isfinite(similarity).all()):
+        check_finite("tokens", tokens)
+        raise ValueError("tokens are too large for float32 norms; pass float64")
+    return similarity
 
 
 def best_first(similarity: Tensor, metric: Metric) -> Tensor:

@@ -73,7 +73,7 @@ class GLSimClaim(Claim):
 
     def settings(self, scale: Scale) -> dict[str, Any]:
         """Images, planted cosines and noise, and the epochs of the digit model whose hit rates are recorded."""
-        images = {"smoke": 16, "small": 200, "paper": 500}[scale]
+        images = {"smoke": 64, "small": 200, "paper": 500}[scale]
         epochs = {"smoke": 0, "small": 16, "paper": 32}[scale]
         return {"images": images, "inside": 0.35, "outside": 0.2, "noise": 0.04, "top": 8, "digit_epochs": epochs}
 
