@@ -26,7 +26,7 @@ from tokenry.pruning.glsim import GLSim
 from tokenry.pruning.vit_baselines import ClsRow, RandomPatches
 
 CLASSES, SIZE = 200, 224
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN, _STD = np.array([(0.485, 0.456, 0.406), (0.229, 0.224, 0.225)], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Birds(Dataset[Any]):
         with optional("PIL.Image", "lab").open(self.paths[index]) as picture:
             size = picture.size
             pixels = np.asarray(picture.convert("RGB").resize((SIZE, SIZE)), dtype=np.float32) / 255.0
-        return torch.from_numpy((pixels - np.float32(_MEAN)) / np.float32(_STD)).permute(2, 0, 1), size
+        return torch.from_numpy((pixels - _MEAN) / _STD).permute(2, 0, 1), size
 
     def inside(self, index: int, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Which cells of `grid` have their centre in the bird's box, [rows*columns] bool."""
@@ -105,8 +105,8 @@ def hit_rates(model_id: str, count: int, seed: int, device: str) -> dict[str, fl
 def eet_measurement(model_id: str, settings: dict[str, Any], seed: int, device: str, progress: Progress) -> Measurement:
     """The released recipe on CUB: dense, random, CLS-row and full method, each trained on the official training set.
 
-    The classifier arms are the same models' logits. Training transform: horizontal flip of the 224 x 224 stretch (the released
-    recipe crops at random as well).
+    Accuracies are those of the same models' logits; the arms without ``trained_`` prune the dense model as it is. Training
+    transform: horizontal flip of the 224 x 224 stretch (the released recipe crops at random as well).
     """
     train, test = birds()
     codes = solve_hash_codes(F.one_hot(train.labels, CLASSES), settings["bits"], seed=seed)
@@ -128,14 +128,22 @@ def eet_measurement(model_id: str, settings: dict[str, Any], seed: int, device: 
         trainer = EETTrainer(student, dense.twin() if taught else None, codes, config, augment=_flip)
         trainer.fit(train, progress=lambda i, n, _, k=done, m=name: progress(m, (k + i / n) / len(methods)))
         student.eval()
-        with torch.no_grad():
-            logits = torch.cat([student(batch.to(device)).logits.cpu() for batch in queries.split(64)])
-        arms[name] = (logits.argmax(1) == test.labels).float().tolist()
+        arms[f"trained_{name}"] = _hits(student, queries, test.labels)
+        if name == "dense":
+            for other, untrained in methods.items():
+                arms[other] = _hits(student.twin(pruner=untrained), queries, test.labels)
         result = evaluate_retrieval(
             student, queries, test.labels, train.labels, protocol="target_codes", target_codes=codes, ties="expected"
         )
         arms[f"map_{name}"] = list(result.per_query)
     return Measurement(arms, {"model": model_id, "patches": 196, "patches_kept": 12})
+
+
+@torch.no_grad()
+def _hits(model: EETHashModel, images: Tensor, labels: Tensor) -> list[float]:
+    device = next(model.parameters()).device
+    guesses = torch.cat([model.eval()(batch.to(device)).logits.argmax(dim=1).cpu() for batch in images.split(64)])
+    return (guesses == labels).float().tolist()
 
 
 def _flip(images: Tensor) -> Tensor:

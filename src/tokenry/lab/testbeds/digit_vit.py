@@ -208,6 +208,19 @@ def hash_model_on(classifier: Any, *, bits: int, seed: int) -> EETHashModel:
 
 
 @torch.no_grad()
+def fit_hash_head(model: EETHashModel, train: Canvases, codes: Tensor) -> None:
+    """Set the hash head to the least-squares map from the model's logits on `train` to `codes` [n,bits].
+
+    The released recipe finds it within 90 epochs; a bench of a few epochs starts from there instead.
+    """
+    logits = torch.cat([model(batch).logits for batch in train.images.split(128)]).cpu()
+    inputs = torch.cat([logits, torch.ones(len(logits), 1)], dim=1)
+    solution = torch.linalg.lstsq(inputs, codes.float()).solution
+    model.hash.weight.copy_(solution[:-1].T)
+    model.hash.bias.copy_(solution[-1])
+
+
+@torch.no_grad()
 def class_hits(model: nn.Module, data: Canvases) -> Tensor:
     """Whether the classifier is right about each canvas, [n] float on the CPU; a pruner may be attached to it."""
     whole: Any = model
