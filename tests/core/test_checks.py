@@ -23,7 +23,7 @@ def test_numbers():
         lambda: check_range("n", 0.0, 0.0, low_open=True),
         lambda: check_choice("n", "x", ("a",)),
     ):
-        with pytest.raises(ValueError, match="^n must be"):
+        with pytest.raises(ValueError, match=r"^n must be"):
             call()
     for call in (
         lambda: check_int("n", True),
@@ -31,7 +31,7 @@ def test_numbers():
         lambda: check_range("n", "1"),
         lambda: check_range("n", True),
     ):
-        with pytest.raises(TypeError, match="^n must be"):
+        with pytest.raises(TypeError, match=r"^n must be"):
             call()
     with pytest.raises(ValueError, match="n must be a finite number, got nan"):
         check_range("n", float("nan"))

@@ -226,7 +226,7 @@ def test_no_trace_left_also_after_an_exception():
     model = build()
     before = {name: set(vars(module)) for name, module in model.named_modules()}
     plain = logits_of(model, prompt())
-    with pytest.raises(RuntimeError, match="stop"), H2O(budget=0.3).attach(model):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="stop"), H2O(budget=0.3).attach(model):
         logits_of(model, prompt())
         with pytest.raises(RuntimeError, match="H2O is already attached"), H2O().attach(model):
             pass

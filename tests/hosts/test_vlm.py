@@ -232,9 +232,7 @@ def test_sensitivity_reaches_the_right_token_of_qwen():
 
     window, _ = get_vision_window_index(inputs["image_grid_thw"], 2, 16, 4)
     groups = windowed.reshape(1, -1, 4 * windowed.shape[-1])[:, torch.argsort(window)]
-    torch.testing.assert_close(
-        visual.merger(groups.reshape(-1, windowed.shape[-1])), seen["features"], atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(visual.merger(groups.reshape(-1, windowed.shape[-1])), seen["features"], atol=1e-5, rtol=1e-4)
     scores = ZOOPrune(0.25, directions=4).sensitivity(
         lambda t: visual.merger(t.reshape(-1, windowed.shape[-1])).view(*t.shape[:-1], -1), groups.detach()
     )

@@ -128,6 +128,7 @@ def test_the_comparison_in_a_browser(browser, comparison, width):
 
     visit(browser, comparison, width)
     tiles = browser.find_elements(By.CSS_SELECTOR, ".map svg")
+    assert ": 2 items, batch 1" in browser.find_element(By.CLASS_NAME, "lead").text
     assert [t.get_attribute("aria-label") for t in tiles] == ["random keeps 4 of 16 patches", "idpruner keeps 4 of 16 patches"]
     slider = browser.find_element(By.ID, "budget")
     slider.send_keys(Keys.ARROW_RIGHT)

@@ -31,6 +31,9 @@ def compare(
     limit: Annotated[int, typer.Option(min=1, help="Number of items.")] = 200,
     batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed of data and methods.")] = 0,
+    positions: Annotated[
+        str, typer.Option(help="reindex (as papers do) or gather (keep places); 1-D positions only.")
+    ] = "reindex",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for JSON, figure and page.")] = Path("compare"),
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
@@ -38,11 +41,13 @@ def compare(
     """Compare methods under the same budgets: quality, kept tokens, time, memory; with pictures of what was kept."""
     from tokenry.cli.console import progress, say_json, table
     from tokenry.cli.reproduce import pick_device
+    from tokenry.core.checks import check_choice
     from tokenry.lab.compare import Settings, compare_pruning
 
     settings = Settings(
         model=model, data=data, methods=tuple(methods.split(",")) if methods else None, keeps=_ratios(keep),
         limit=limit, batch=batch, seed=seed, device=pick_device(device),
+        positions=check_choice("--positions", positions, ("reindex", "gather")),
     )  # fmt: skip
     with progress("compare") as report:
         result = compare_pruning(settings, out, report)
@@ -68,11 +73,9 @@ def _ratios(text: str) -> tuple[float, ...]:
 
 def _table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     columns = ["method", "keep", "kept", result["quality"], "95 % interval", "prefill time", "peak memory", "cache"]
-    rows = [
-        (
-            r["method"], f"{r['keep']:g}", f"{r['kept']:.1f} of {r['total']:.0f}", f"{r['quality']:.3f}", f"[{r['low']:.3f}, {r['high']:.3f}]",
-            f"{r['time_ratio']:.2f}x", f"{r['memory_ratio']:.2f}x", f"{r['cache_ratio']:.2f}x",
-        )
-        for r in result["rows"]
-    ]  # fmt: skip
+    rows = []
+    for r in result["rows"]:
+        quality = (f"{r['quality']:.3f}", f"[{r['low']:.3f}, {r['high']:.3f}]")
+        costs = tuple(f"{r[name]:.2f}x" for name in ("time_ratio", "memory_ratio", "cache_ratio"))
+        rows.append((r["method"], f"{r['keep']:g}", f"{r['kept']:.1f} of {r['total']:.0f}", *quality, *costs))
     return columns, rows

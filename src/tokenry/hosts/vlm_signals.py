@@ -61,7 +61,7 @@ class SignalCapture:
         self.inner, self.wanted = inner, wanted
         self.values: dict[str, Tensor] = {}
         self.packed: list[Tensor] | None = None
-        self.packed_shapes: list[tuple[int, int] | None] = []
+        self.packed_shapes: list[tuple[int, int]] = []
         self.merge = hasattr(inner, "visual")
         self.row: ClsRow | None = None
         self.probing = False
@@ -172,7 +172,8 @@ class SignalCapture:
         plain = {**kwargs}
         if plain.get("image_newline") is not None:
             plain["image_newline"] = torch.zeros(4 + len(names), device=tables[0].device)
-        self.packed, _ = pack(tables, image_sizes, *args, **plain)
+        packed: Any = pack(tables, image_sizes, *args, **plain)
+        self.packed = packed[0]
         self.packed_shapes = shapes
         return pack(image_features, image_sizes, *args, **kwargs)
 

@@ -28,6 +28,7 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
     if type(model).__name__ not in SUPPORTED:
         raise UnsupportedModelError.of(model, SUPPORTED)
     inner: Any = model.model
+    token = int(model.config.image_token_id)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     seen: dict[str, Tensor | None] = {}
 
     def before_model(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -37,7 +38,7 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
         ids, embeds = seen.get("ids"), kwargs["inputs_embeds"]
         if ids is None or ids.shape != embeds.shape[:2]:
             return None
-        visual = ids == model.config.image_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        visual = ids == token
         if not bool(visual.any()):
             return None
         return args, {**kwargs, "inputs_embeds": _weighed(embeds, visual, weigh)}

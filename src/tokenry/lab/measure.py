@@ -33,7 +33,8 @@ def time_ratio(call: Callable[[], Any], reference: Callable[[], Any], *, repeats
 
     Pairs are taken back to back, so that a machine that slows down slows both.
     """
-    call(), reference()
+    call()
+    reference()
     pairs = [(seconds(call, device), seconds(reference, device)) for _ in range(repeats)]
     return statistics.median(ours / theirs for ours, theirs in pairs)
 
@@ -51,7 +52,7 @@ def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     events = profile.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")  # pyright: ignore[reportAttributeAccessIssue]
     held = peak = 0
     for _, change in changes:
         held += change

@@ -29,6 +29,7 @@ _EXPORTS = {
     "SnapKV": "tokenry.pruning.kv_baselines",
     "ClsRow": "tokenry.pruning.vit_baselines",
     "ToMe": "tokenry.pruning.vit_baselines",
+    "RandomPatches": "tokenry.pruning.vit_baselines",
     "idpruner": "tokenry.pruning.idpruner",
     "zooprune": "tokenry.pruning.zooprune",
     "todre": "tokenry.pruning.todre",

@@ -57,7 +57,7 @@ def exact_sensitivity(projector: Map, x: Tensor, directions: Tensor, *, chunk: i
     project, x, directions = _prepared(projector, x, directions)
     total = x.new_zeros(x.shape[:2])
     for direction in directions:
-        _, tangent = torch.func.jvp(project, (x,), (direction.expand_as(x),))
+        tangent: Any = torch.func.jvp(project, (x,), (direction.expand_as(x),))[1]
         total += torch.linalg.vector_norm(tangent, dim=-1)
     return total / len(directions)
 
@@ -94,13 +94,11 @@ def two_layer(projector: Any) -> tuple[nn.Linear, Map, nn.Linear] | None:
     """The parts of a linear-activation-linear projector (LLaVA's, or an ``nn.Sequential`` of three), else None."""
     projector = getattr(projector, "module", projector) if getattr(projector, "patch_width", None) is None else None
     if isinstance(projector, nn.Sequential) and len(projector) == 3:
-        parts = tuple(projector)
+        first, activation, second = projector[0], projector[1], projector[2]
+    elif type(projector).__name__ in ("LlavaMultiModalProjector", "LlavaOnevisionMultiModalProjector"):
+        first, activation, second = projector.linear_1, projector.act, projector.linear_2
     else:
-        parts = tuple(getattr(projector, name, None) for name in ("linear_1", "act", "linear_2"))
-        known = type(projector).__name__ in ("LlavaMultiModalProjector", "LlavaOnevisionMultiModalProjector")
-        if not known:
-            return None
-    first, activation, second = parts  # pyright: ignore[reportAssignmentType]
+        return None
     linear = isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
     return (first, activation, second) if linear and callable(activation) else None  # pyright: ignore
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tokenry.lab.claim import Progress, bootstrap_difference
 from tokenry.lab.results import environment, write_atomic
@@ -24,6 +24,7 @@ class Settings:
     batch: int = 16
     seed: int = 0
     device: str = "cpu"
+    positions: Literal["reindex", "gather"] = "reindex"
     maps: int = 8
 
     def to_dict(self) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def _host(model: str, device: str) -> Host:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    loaded = loaded.to(device).eval()
     start = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     return Host(loaded, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], start)

@@ -114,7 +114,7 @@ class VisionBench:
     def _answers(self, pruner: Any, progress: Callable[[float], None]) -> tuple[list[str], PruningTrace]:
         items, batch = self.subject.items, self.settings.batch
         answers: list[str] = []
-        with pruner.attach(self.subject.model) as trace:
+        with pruner.attach(self.subject.model, positions=self.settings.positions) as trace:
             for start in range(0, len(items), batch):
                 answers += self.subject.answers(items[start : start + batch])
                 progress(0.9 * len(answers) / len(items))

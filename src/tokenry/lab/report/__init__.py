@@ -25,6 +25,7 @@ def template(name: str) -> Any:
     jinja = optional("jinja2", "lab")
     loader = jinja.FileSystemLoader(_HERE)
     environment = jinja.Environment(loader=loader, autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # methods stay in the order they were asked for
     return environment.get_template(name)
 
 

@@ -19,7 +19,8 @@ class HubModel:
         self.processor: Any = AutoProcessor.from_pretrained(model)
         self.processor.tokenizer.padding_side = "left"
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype).to(device).eval()
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+        self.model = loaded.to(device).eval()
         self.device = device
 
     def encode(self, pictures: Sequence[Any], questions: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -79,6 +79,5 @@ class HubBench:
 def bench_of(settings: dict[str, Any], seed: int, device: str) -> Any:
     """The bench that a claim's settings describe."""
     if "model" in settings:
-        keys = ("model", "data", "split", "items", "batch")
-        return HubBench(*(settings[key] for key in keys), seed, device)
+        return HubBench(**settings, seed=seed, device=device)
     return PackagedBench(settings["items"], settings["batch"], seed, device)
