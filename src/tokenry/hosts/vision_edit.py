@@ -133,7 +133,7 @@ def merge_after(
 
     Raises:
         As :func:`drop_after`; also ``UnsupportedModelError`` for another attention implementation when `proportional`, and
-        ``ValueError`` for a model called with an attention mask.
+        ValueError: the model is called with an attention mask.
     """
     with _attach(model, mergers, owner, on_drop, merging=True, proportional=proportional) as records:
         yield records
