@@ -132,8 +132,8 @@ def merge_after(
     attention scores through the attention mask (sdpa and eager attention).
 
     Raises:
-        As :func:`drop_after`; also ``UnsupportedModelError`` for another attention implementation when `proportional`, and
-        ValueError: the model is called with an attention mask.
+        UnsupportedModelError: as :func:`drop_after`, and another attention implementation when `proportional`.
+        ValueError: as :func:`drop_after`, and a model that is called with an attention mask.
     """
     with _attach(model, mergers, owner, on_drop, merging=True, proportional=proportional) as records:
         yield records
