@@ -6,6 +6,7 @@ import os
 import sys
 
 OK, CLAIM_FAILED, BAD_INPUT, MISSING, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+_INTERRUPTED = "interrupted; what was finished is on disk, run the same command to go on"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,13 +28,15 @@ def run(arguments: list[str] | None = None) -> int:
         code = app(args=arguments, standalone_mode=True, prog_name="tokenry")
         return OK if code is None else int(code)
     except SystemExit as leave:
+        if leave.code == INTERRUPTED:
+            complain(_INTERRUPTED)
         return leave.code if isinstance(leave.code, int) else BAD_INPUT
     except BrokenPipeError:
         # The reader of stdout went away (`tokenry list | head`): not an error of ours.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return OK
     except KeyboardInterrupt:
-        complain("interrupted; what was finished is on disk, run the same command to go on")
+        complain(_INTERRUPTED)
         return INTERRUPTED
     except (AssetMissingError, MissingDependencyError) as error:
         complain(str(error))
