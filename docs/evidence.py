@@ -10,11 +10,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = re.compile(r"<!-- evidence: (\w+) -->")
 BENCHMARK = re.compile(r"<!-- benchmark: (\w+) -->")
+COMPARISON = re.compile(r"<!-- comparison: (\w+) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill the placeholders of one page."""
     markdown = EVIDENCE.sub(lambda m: evidence(m.group(1)), markdown)
+    markdown = COMPARISON.sub(lambda m: comparison(m.group(1)), markdown)
     return BENCHMARK.sub(lambda m: benchmark(m.group(1)), markdown)
 
 
@@ -47,6 +49,33 @@ def _section(result: dict[str, Any]) -> str:
     lines += [f"| {arm} | {value:.4f} |" for arm, value in sorted(means.items(), key=lambda item: -item[1])]
     if result["verdict"] not in ("holds", None):
         lines += ["", f"Reason: {result['reason']}."]
+    return "\n".join(lines)
+
+
+def comparison(name: str) -> str:
+    """A committed comparison: one line per method, quality at every budget."""
+    path = ROOT / "results" / "compare" / f"{name}.json"
+    if not path.exists():
+        return "No comparison is committed yet; run `tokenry compare pruning`."
+    body = json.loads(path.read_text(encoding="utf-8"))
+    keeps = sorted({row["keep"] for row in body["rows"] if row["keep"] < 1}, reverse=True)
+    full = next(row for row in body["rows"] if row["keep"] == 1)
+    settings = body["settings"]
+    made = f"batch {settings['batch']}, {settings['device']}, positions {settings['positions']}"
+    interval = f"[{full['low']:.3f}, {full['high']:.3f}]"
+    lines = [
+        f"{body['model']}, {body['items']} items of {body['data']}, {made}. "
+        f"Without pruning: {body['quality']} {full['quality']:.3f} {interval}. "
+        f"Cells: {body['quality']} with 95 % interval, prefill time.",
+        "",
+        "| method | " + " | ".join(f"keep {keep:g}" for keep in keeps) + " |",
+        "|---|" + "---|" * len(keeps),
+    ]
+    for method in dict.fromkeys(row["method"] for row in body["rows"] if row["keep"] < 1):
+        cells = {row["keep"]: row for row in body["rows"] if row["method"] == method}
+        shown = [cells[k] for k in keeps]
+        texts = [f"{c['quality']:.3f} [{c['low']:.3f}, {c['high']:.3f}], {c['time_ratio']:.2f}x" for c in shown]
+        lines.append(f"| {method} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
