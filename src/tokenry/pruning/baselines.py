@@ -18,7 +18,7 @@ from tokenry.hosts.vlm import VisualTokens
 from tokenry.hosts.vlm_signals import Signals
 from tokenry.hosts.vlm_stage import BlockView, DecoderStage
 from tokenry.pruning.base import check_tokens
-from tokenry.pruning.importance import SOURCES, Source, importance_from, resolve_source, signals_for
+from tokenry.pruning.importance import SOURCES, Source, resolve_source, signals_for, unit_importance
 from tokenry.pruning.visual import VisualPruner, identity, rank_by
 
 Selector = Literal["top_k", "mmr", "max_min", "max_sum", "product"]
@@ -131,7 +131,7 @@ class TopK(VisualPruner):
         return signals_for(resolve_source(self.importance, model))
 
     def _importance(self, features: Tensor, tokens: Sequence[tuple[VisualTokens, Tensor]], number: int) -> Tensor | None:
-        return _named_importance(self.importance, features, tokens, number)
+        return unit_importance(self.importance, features, tokens, number)
 
 
 @dataclass(frozen=True)
@@ -172,18 +172,7 @@ class Compose(VisualPruner):
         return signals_for(resolve_source(self.importance, model))
 
     def _importance(self, features: Tensor, tokens: Sequence[tuple[VisualTokens, Tensor]], number: int) -> Tensor | None:
-        return _named_importance(self.importance, features, tokens, number)
-
-
-def _named_importance(source: Source, features: Tensor, tokens: Sequence[tuple[VisualTokens, Tensor]], number: int) -> Tensor:
-    if source == "auto":
-        source = "cls_attention" if "cls_attention" in tokens[0][0].signals else "norm"
-    return importance_from(
-        source,
-        features,
-        lambda name: torch.cat([image.signals[name][index] for image, index in tokens]),
-        torch.Generator().manual_seed(number),
-    )
+        return unit_importance(self.importance, features, tokens, number)
 
 
 @dataclass(frozen=True)

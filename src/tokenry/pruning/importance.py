@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_choice
+from tokenry.hosts.vlm import VisualTokens
 from tokenry.hosts.vlm_signals import Signals
 from tokenry.pruning.sensitivity import exact_sensitivity, unit_directions
 
@@ -42,14 +43,21 @@ def seeded_sensitivity(projector: nn.Module, x: Tensor) -> Tensor:
     return exact_sensitivity(projector, x, directions)
 
 
-def importance_from(
-    source: Source, features: Tensor, signal: Callable[[str], Tensor], generator: torch.Generator | None = None
-) -> Tensor:
-    """Importance [n] of tokens with `features` [n,D]; `signal` hands out what the host recorded."""
+def unit_importance(source: Source, features: Tensor, tokens: Sequence[tuple[VisualTokens, Tensor]], number: int) -> Tensor:
+    """Importance [n] of tokens that share a budget.
+
+    Args:
+        source: a name of :data:`SOURCES`; ``"auto"`` takes CLS attention where it was recorded, else the norm.
+        features: [n,D] projected tokens.
+        tokens: the images they come from, each with the indices of its tokens.
+        number: seed of ``"random"``.
+    """
+    if source == "auto":
+        source = "cls_attention" if "cls_attention" in tokens[0][0].signals else "norm"
     if source in ("cls_attention", "sensitivity"):
-        return signal(source).float()
+        return torch.cat([image.signals[source][index] for image, index in tokens]).float()
     if source == "norm":
         return torch.linalg.vector_norm(features.float(), dim=-1)
     if source == "random":
-        return torch.rand(len(features), generator=generator).to(features.device)
+        return torch.rand(len(features), generator=torch.Generator().manual_seed(number)).to(features.device)
     return torch.ones(len(features), device=features.device)

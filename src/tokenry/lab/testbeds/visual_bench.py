@@ -76,6 +76,16 @@ class HubBench:
         return [matches(s, str(r["answer"])) for s, r in zip(said, self.rows, strict=True)], trace
 
 
+def scale_settings(scale: str, model: str) -> dict[str, Any]:
+    """Items and batch per scale; at scale paper a model of the paper's tables and a data set that all three papers report."""
+    sizes: dict[str, dict[str, Any]] = {
+        "smoke": {"items": 32, "batch": 16},
+        "small": {"items": 320, "batch": 32},
+        "paper": {"items": 1000, "batch": 8, "model": model, "data": "lmms-lab/POPE", "split": "test"},
+    }
+    return sizes[scale]
+
+
 def bench_of(settings: dict[str, Any], seed: int, device: str) -> Any:
     """The bench that a claim's settings describe."""
     if "model" in settings:

@@ -30,7 +30,7 @@ from tokenry.pruning.base import check_tokens
 from tokenry.pruning.idpruner.metrics import hopkins_statistic, importance_retention
 from tokenry.pruning.idpruner.scorer import ImportanceScorer, ScorerConfig, soft_top_k
 from tokenry.pruning.idpruner.training import ScorerTraining, train_scorer
-from tokenry.pruning.importance import SOURCES, Source, importance_from, resolve_source, signals_for
+from tokenry.pruning.importance import SOURCES, Source, resolve_source, signals_for, unit_importance
 from tokenry.pruning.visual import Scope, VisualPruner, identity
 
 __all__ = [
@@ -121,12 +121,4 @@ class IDPruner(VisualPruner):
         if self.scorer is not None:
             with torch.no_grad():
                 return self.scorer(features.unsqueeze(0)).squeeze(0)
-        source = self.importance
-        if source == "auto":
-            source = "cls_attention" if "cls_attention" in tokens[0][0].signals else "norm"
-        return importance_from(
-            source,
-            features,
-            lambda name: torch.cat([image.signals[name][index] for image, index in tokens]),
-            torch.Generator().manual_seed(number),
-        )
+        return unit_importance(self.importance, features, tokens, number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.visual_bench import bench_of
+from tokenry.lab.testbeds.visual_bench import bench_of, scale_settings
 from tokenry.pruning import NoPruning, RandomPruner, ToDRE
 
 _ALWAYS = 2.0
@@ -33,19 +33,8 @@ class ToDREClaim(Claim):
     competence = Competence("none", 0.9)
 
     def settings(self, scale: Scale) -> dict[str, Any]:
-        """Items and batch of a scale; a model and a data set of the paper's tables at paper scale."""
-        sizes: dict[str, dict[str, Any]] = {
-            "smoke": {"items": 32, "batch": 16},
-            "small": {"items": 320, "batch": 32},
-            "paper": {
-                "items": 1000,
-                "batch": 8,
-                "model": "Qwen/Qwen2.5-VL-7B-Instruct",
-                "data": "lmms-lab/POPE",
-                "split": "test",
-            },
-        }
-        return sizes[scale]
+        """Items, batch and host of a scale."""
+        return scale_settings(scale, "Qwen/Qwen2.5-VL-7B-Instruct")
 
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
         """Accuracy of every arm on the items of `seed`; facts hold the attention mass that stage 2 looks at."""

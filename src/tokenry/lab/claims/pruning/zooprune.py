@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.visual_bench import bench_of
+from tokenry.lab.testbeds.visual_bench import bench_of, scale_settings
 from tokenry.pruning import Compose, DivPrune, NoPruning, RandomPruner, ZOOPrune
 
 _KEEPS = (0.25, 0.125)
@@ -39,13 +39,8 @@ class ZOOPruneClaim(Claim):
     competence = Competence("none", 0.9)
 
     def settings(self, scale: Scale) -> dict[str, Any]:
-        """Items and batch of a scale; the paper's model and a data set of its table at paper scale."""
-        sizes: dict[str, dict[str, Any]] = {
-            "smoke": {"items": 32, "batch": 16},
-            "small": {"items": 320, "batch": 32},
-            "paper": {"items": 1000, "batch": 8, "model": "llava-hf/llava-1.5-7b-hf", "data": "lmms-lab/POPE", "split": "test"},
-        }
-        return sizes[scale]
+        """Items, batch and host of a scale."""
+        return scale_settings(scale, "llava-hf/llava-1.5-7b-hf")
 
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
         """Accuracy of every arm on the items of `seed`."""
