@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from results_file import environment, write
+from results_file import earlier, environment, write
 from tokenry.pruning import D2O, H2O, FullCache, SnapKV, StreamingLLM
 from tokenry.pruning.kv_method import CacheMethod
 
@@ -25,6 +25,7 @@ SHAPES = {
     "tiny": dict(zip(_FIELDS, (256, 688, 4, 8, 2), strict=True)),
     "135m": dict(zip(_FIELDS, (576, 1536, 30, 9, 3), strict=True)),
     "1b": dict(zip(_FIELDS, (2048, 8192, 16, 32, 8), strict=True)),
+    "8b, 2 blocks": dict(zip(_FIELDS, (4096, 14336, 2, 32, 8), strict=True)),
     "8b": dict(zip(_FIELDS, (4096, 14336, 32, 32, 8), strict=True)),
 }
 
@@ -36,6 +37,11 @@ def build(shape: str, context: int, device: str, dtype: str) -> LlamaForCausalLM
     torch.manual_seed(0)
     with torch.device(device):
         return LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype)).eval()
+
+
+def done(rows: list[dict[str, Any]]) -> set[tuple[str, int]]:
+    """Shapes and contexts that this run has measured."""
+    return {(row["shape"], row["context"]) for row in rows}
 
 
 def clock(device: str) -> float:
@@ -127,6 +133,7 @@ def main() -> None:
                 flush=True,
             )
     if not args.quick:
+        rows = [*(row for row in earlier("kv_cache", args.device) if (row["shape"], row["context"]) not in done(rows)), *rows]
         print(write("kv_cache", {"environment": environment(args.device), "rows": rows}, args.device))
 
 

@@ -20,9 +20,19 @@ def environment(device: str) -> dict[str, Any]:
     return facts
 
 
+def earlier(benchmark: str, device: str) -> list[dict[str, Any]]:
+    """Rows of the committed file, so that a run at other sizes adds to them."""
+    path = _path(benchmark, device)
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def _path(benchmark: str, device: str) -> Path:
+    return Path(__file__).parent / "results" / f"{benchmark}_{device.split(':')[0]}.json"
+
+
 def write(benchmark: str, content: dict[str, Any], device: str) -> Path:
     """Write `content` as JSON and return the path."""
-    path = Path(__file__).parent / "results" / f"{benchmark}_{device.split(':')[0]}.json"
+    path = _path(benchmark, device)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
