@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as tf
-from hypothesis import settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from tests.pruning.tiny_vit import SHALLOW as SIZES
+from tests.pruning.tiny_vit import draw, images
+from tests.pruning.tiny_vit import shallow_vit as vit
 from tokenry import UnsupportedModelError
 from tokenry.hosts.vision import final_tokens
 from tokenry.pruning.glsim import (
@@ -16,30 +17,6 @@ from tokenry.pruning.glsim import (
     GLSimTrainer,
     glsim_training_arguments,
 )
-
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 24,
-    "patch_size": 4,
-}
-FAST = settings(max_examples=25, deadline=None)
-SEEDS = st.integers(0, 10_000)
-
-
-def vit() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return tf.ViTModel(tf.ViTConfig(**SIZES), add_pooling_layer=False).eval()
-
-
-def draw(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def images(batch: int = 3) -> torch.Tensor:
-    return draw(1, batch, 3, 24, 24)
 
 
 def classifier(**options) -> GLSimClassifier:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokenry.hosts.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.hosts.vision_towers import describe
 
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = 1
 
 
@@ -23,10 +22,8 @@ def save_vision_module(
 ) -> None:
     """Write `module` to `folder`: its weights, and what is needed to build it again (tower class and config, `settings`).
 
-    Each file is written beside its final place and then moved there, so that an interrupted save leaves the earlier one.
+    An interrupted save leaves the earlier one.
     """
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     config: Any = backbone.config
     described = {
         "format": _FORMAT,
@@ -36,11 +33,7 @@ def save_vision_module(
         "backbone_pooler": getattr(backbone, "pooler", None) is not None,
         "settings": settings,
     }
-    state = {name: x.detach().cpu().contiguous().clone() for name, x in module.state_dict().items()}
-    save_file(state, path / f"{_WEIGHTS}.tmp", metadata={"format": "pt"})
-    (path / f"{_CONFIG}.tmp").write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
-    for name in (_WEIGHTS, _CONFIG):
-        os.replace(path / f"{name}.tmp", path / name)
+    write_checkpoint(folder, module, described)
 
 
 def load_vision_module(folder: str | Path, *, kind: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
@@ -51,18 +44,18 @@ def load_vision_module(folder: str | Path, *, kind: str) -> tuple[nn.Module, dic
         ValueError: a file is damaged, of another kind or of a newer format; the message names it.
     """
     path = Path(folder)
-    for name in (_CONFIG, _WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path / name} is missing: {folder} does not hold a saved {kind}")
     try:
-        described = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
-        state = load_file(path / _WEIGHTS)
+        described = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        state = load_file(path / WEIGHTS)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / _CONFIG} is damaged: {error}") from error
+        raise ValueError(f"{path / CONFIG} is damaged: {error}") from error
     except SafetensorError as error:
-        raise ValueError(f"{path / _WEIGHTS} is damaged: {error}") from error
+        raise ValueError(f"{path / WEIGHTS} is damaged: {error}") from error
     if not isinstance(described, dict) or described.get("kind") != kind or described.get("format") != _FORMAT:
-        raise ValueError(f"{path / _CONFIG} does not describe a saved {kind} of format {_FORMAT}")
+        raise ValueError(f"{path / CONFIG} does not describe a saved {kind} of format {_FORMAT}")
     return _build(described), described["settings"], state
 
 
@@ -75,7 +68,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], folder: str | Path) -> Non
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{Path(folder) / _WEIGHTS} does not fit its {_CONFIG}: {error}") from error
+        raise ValueError(f"{Path(folder) / WEIGHTS} does not fit its {CONFIG}: {error}") from error
 
 
 def _build(described: dict[str, Any]) -> nn.Module:
@@ -84,7 +77,7 @@ def _build(described: dict[str, Any]) -> nn.Module:
     name = described["backbone_class"]
     cls: Any = getattr(transformers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise ValueError(f"{_CONFIG} names {name!r}, which is not a model class of transformers {transformers.__version__}")
+        raise ValueError(f"{CONFIG} names {name!r}, which is not a model class of transformers {transformers.__version__}")
     config_class: Any = cls.config_class
     config = config_class.from_dict(described["backbone_config"])
     # Whether ViT and DeiT have a pooler is an argument, not part of their config.

@@ -16,7 +16,6 @@ class ClsRow:
     """What one block's attention looked like to CLS in the latest forward; filled by :func:`capture_cls_row`."""
 
     def __init__(self, host: VisionHost, layer: int) -> None:
-        self._host, self._layer = host, layer
         self._capture = AttentionCapture(host, layer)
 
     @property

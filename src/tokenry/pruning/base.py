@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -70,7 +69,7 @@ class PruningTrace:
 
     def next_image(self) -> int:
         """The running number that the next image gets."""
-        return max(Counter(entry.image for entry in self.kept), default=-1) + 1
+        return max((entry.image for entry in self.kept), default=-1) + 1
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _TEXT: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 63,
 }
-IMAGE_TOKEN, NEWLINE_SAFE = 60, 59
+IMAGE_TOKEN, VIDEO_TOKEN = 60, 59
 
 
 def _built(model: Any, attention: str) -> Any:
@@ -57,7 +57,7 @@ def tiny_onevision(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sd
         vision_config=vision,
         text_config=Qwen2Config(num_hidden_layers=layers, **_TEXT),
         image_token_index=IMAGE_TOKEN,
-        video_token_index=NEWLINE_SAFE,
+        video_token_index=VIDEO_TOKEN,
         image_grid_pinpoints=[[32, 32], [32, 64], [64, 32], [64, 64]],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -87,7 +87,7 @@ def tiny_qwen(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sdpa", 
         vision_config=vision,
         text_config=text,
         image_token_id=IMAGE_TOKEN,
-        video_token_id=NEWLINE_SAFE,
+        video_token_id=VIDEO_TOKEN,
         vision_start_token_id=61,
         vision_end_token_id=62,
     )

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from tokenry.errors import AssetMissingError, optional
 from tokenry.lab.compare.questions import matches
 from tokenry.pruning.base import PruningTrace
 from tokenry.pruning.visual import VisualPruner
-
-
-class VisualBench(Protocol):
-    """Items of one seed and the model that answers them."""
-
-    model: Any
-
-    def outcomes(self, pruner: VisualPruner) -> tuple[list[float], PruningTrace]:
-        """1.0 per right answer, in item order, and the trace."""
-        ...
 
 
 class PackagedBench:

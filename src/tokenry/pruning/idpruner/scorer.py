@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_finite, check_float, check_int, check_mask, check_range, check_shape
+from tokenry.hosts.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 
 _BISECTIONS = 64
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ class ImportanceScorer(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` to `folder`."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / _WEIGHTS)
-        (path / _CONFIG).write_text(json.dumps({"version": 1, **asdict(self.config)}, indent=2) + "\n")
+        write_checkpoint(folder, self, {"version": 1, **asdict(self.config)})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ImportanceScorer:
@@ -74,12 +71,12 @@ class ImportanceScorer(nn.Module):
         if not path.is_dir():
             from huggingface_hub import snapshot_download
 
-            path = Path(snapshot_download(str(folder), allow_patterns=[_WEIGHTS, _CONFIG]))
-        settings = json.loads((path / _CONFIG).read_text())
+            path = Path(snapshot_download(str(folder), allow_patterns=[WEIGHTS, CONFIG]))
+        settings = json.loads((path / CONFIG).read_text())
         if settings.pop("version", None) != 1:
-            raise ValueError(f"{path / _CONFIG} is not the configuration of an importance scorer (version 1)")
+            raise ValueError(f"{path / CONFIG} is not the configuration of an importance scorer (version 1)")
         scorer = cls(ScorerConfig(**settings))
-        scorer.load_state_dict(load_file(path / _WEIGHTS))
+        scorer.load_state_dict(load_file(path / WEIGHTS))
         return scorer
 
 

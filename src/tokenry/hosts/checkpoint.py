@@ -1,0 +1,27 @@
+"""Writing a module to a folder: weights as safetensors, the rest as JSON, never half of either."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def write_checkpoint(folder: str | Path, module: nn.Module, described: dict[str, Any]) -> None:
+    """Write the weights of `module` and `described` to `folder`.
+
+    Each file is written beside its final place and then moved there, so that an interrupted save leaves the earlier one.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    state = {name: x.detach().cpu().contiguous().clone() for name, x in module.state_dict().items()}
+    save_file(state, path / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
+    (path / f"{CONFIG}.tmp").write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
+    for name in (WEIGHTS, CONFIG):
+        os.replace(path / f"{name}.tmp", path / name)
