@@ -10,6 +10,7 @@ _EXPORTS = {
     "core": "tokenry.core",
     "hosts": "tokenry.hosts",
     "pruning": "tokenry.pruning",
+    "text": "tokenry.text",
     "lab": "tokenry.lab",
     "testing": "tokenry.testing",
     "catalog": "tokenry.catalog",
