@@ -82,7 +82,7 @@ def test_table_rows_are_complete():
         assert row.version
         if row.source != "installed":
             assert len(row.sha256) == 64
-            assert row.size > 1_000_000
+            assert row.size > 10_000
             assert row.filename
 
 

