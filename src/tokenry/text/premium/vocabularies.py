@@ -1,0 +1,140 @@
+"""The validation loop: measure sizes, fit, choose a target, retrain at the predicted sizes, compare (appendix J)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tokenry.core.checks import check_int
+from tokenry.text.premium.counting import check_parallel, line_counts
+from tokenry.text.premium.power_law import PowerLaw, TargetChoice, choose_target, fit_power_law
+from tokenry.text.training import train_bpe, truncate
+
+Trainer = Callable[[Sequence[str], int], Tokenizer]
+
+
+@dataclass(frozen=True)
+class SizeCurve:
+    """Corpus token counts by realised vocabulary size.
+
+    Attributes:
+        asked: sizes that were asked for, ascending.
+        realised: sizes that training reached (smaller where the text had no pair left).
+        counts: corpus token count at each.
+    """
+
+    asked: tuple[int, ...]
+    realised: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def fit(self) -> PowerLaw:
+        """Power law through the realised sizes; sizes that stopped at the same place count once.
+
+        Raises:
+            ValueError: fewer than three different sizes were realised.
+        """
+        points = dict(zip(self.realised, self.counts, strict=True))
+        return fit_power_law(list(points), list(points.values()))
+
+    def count_at(self, size: int) -> int:
+        """Count at one of the sizes asked for."""
+        if size not in self.asked:
+            raise ValueError(f"size must be one of {self.asked}, got {size}")
+        return self.counts[self.asked.index(size)]
+
+
+def measure_sizes(
+    training: Sequence[str], evaluation: Sequence[str], sizes: Sequence[int], *, train: Trainer = train_bpe
+) -> SizeCurve:
+    """Train at each size and count the evaluation lines.
+
+    Plain BPE is trained once, at the largest size: its smaller vocabularies are the beginnings of the largest.
+
+    Raises:
+        ValueError: no sizes, or one below 256.
+    """
+    if not len(sizes):
+        raise ValueError("sizes must hold at least one size")
+    asked = tuple(sorted({check_int("sizes", int(size), 256) for size in sizes}))
+    if train is train_bpe:
+        largest = train_bpe(training, asked[-1])
+        tokenizers = [truncate(largest, size) for size in asked]
+    else:
+        tokenizers = [train(training, size) for size in asked]
+    counts = tuple(int(line_counts(tokenizer, evaluation).sum()) for tokenizer in tokenizers)
+    return SizeCurve(asked, tuple(t.get_vocab_size() for t in tokenizers), counts)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What retraining at the predicted sizes gave.
+
+    Attributes:
+        laws: fit per language.
+        choice: target, sizes and predictions.
+        realised: size per language that retraining reached.
+        actual: corpus token count per language there.
+        rmse: root mean square of actual - predicted over all languages, in tokens.
+        rmse_reached: the same over the languages whose target lies inside the range; nan when there are none.
+    """
+
+    laws: dict[str, PowerLaw]
+    choice: TargetChoice
+    realised: dict[str, int]
+    actual: dict[str, int]
+    rmse: float
+    rmse_reached: float
+
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """Languages whose target lies inside the range."""
+        return tuple(name for name, reach in self.choice.reach.items() if reach == "reached")
+
+
+def validate_vocabularies(
+    laws: Mapping[str, PowerLaw],
+    training: Mapping[str, Sequence[str]],
+    evaluation: Mapping[str, Sequence[str]],
+    targets: Sequence[float],
+    *,
+    minimum: int,
+    maximum: int,
+    multiple: int = 1,
+    train: Trainer = train_bpe,
+) -> Validation:
+    """Choose the target of least predicted variance, retrain every language at its size and compare with the prediction.
+
+    Args:
+        laws: fit per language.
+        training: language -> training texts.
+        evaluation: language -> parallel evaluation lines.
+        targets: counts to try.
+        minimum: smallest vocabulary.
+        maximum: largest vocabulary.
+        multiple: sizes are multiples of this.
+        train: trainer, called with texts and a size.
+
+    Raises:
+        ValueError: a language is missing in `training` or `evaluation`; see also :func:`choose_target`.
+    """
+    check_parallel(evaluation)
+    for language in laws:
+        if language not in training or language not in evaluation:
+            raise ValueError(f"training and evaluation must hold every language of laws, {language!r} is missing")
+    choice = choose_target(laws, targets, minimum=minimum, maximum=maximum, multiple=multiple)
+    realised, actual = {}, {}
+    for language in laws:
+        tokenizer = train(training[language], int(choice.sizes[language]))
+        realised[language] = tokenizer.get_vocab_size()
+        actual[language] = int(line_counts(tokenizer, evaluation[language]).sum())
+    errors = {name: actual[name] - choice.predicted[name] for name in laws}
+    reached = [errors[name] for name, reach in choice.reach.items() if reach == "reached"]
+    return Validation(dict(laws), choice, realised, actual, _rms(list(errors.values())), _rms(reached))
+
+
+def _rms(errors: Sequence[float]) -> float:
+    return math.sqrt(float(np.square(errors).mean())) if len(errors) else math.nan

@@ -1,0 +1,181 @@
+"""What the tokenizer trainers of this wing share: reading text again and again, stock byte-level BPE, handing over to transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from tokenry.core.checks import check_int
+from tokenry.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Texts = Iterable[str] | Callable[[], Iterable[str]] | Path
+Source = Callable[[], Iterator[str]]
+ALPHABET = tuple(sorted(ByteLevel.alphabet()))
+
+
+def text_source(texts: Texts | Sequence[Path], *, name: str = "texts") -> Source:
+    """A function that starts reading `texts` from the beginning each time it is called.
+
+    Args:
+        texts: strings in memory; a function that returns a fresh iterator; or a path, or a list of paths, whose lines are read
+            as they are needed. An iterator that can be read only once is kept in memory.
+        name: what error messages call the argument.
+
+    Raises:
+        TypeError: a single string (it would be read letter by letter), or an item that is not a string.
+        ValueError: an item with a lone surrogate, or nothing to read at all (raised while reading).
+    """
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"{name} must be a collection of strings, a function or a Path, got one {type(texts).__name__}")
+    if isinstance(texts, Path):
+        return _of_files([texts], name)
+    if callable(texts):
+        return lambda: _checked(texts(), name)
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"{name} must be a collection of strings, a function or a Path, got {type(texts).__name__}")
+    held = list(texts) if isinstance(texts, Iterator) else texts
+    first = next(iter(held), None)
+    if isinstance(first, Path):
+        return _of_files(held, name)
+    return lambda: _checked(held, name)
+
+
+def _of_files(paths: Iterable[Any], name: str) -> Source:
+    files = [Path(p) for p in paths]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{name} must be files that exist, got {str(file)!r}")
+
+    def lines() -> Iterator[str]:
+        for file in files:
+            with file.open(encoding="utf-8", newline="") as stream:
+                yield from stream
+
+    return lambda: _checked(lines(), name)
+
+
+def _checked(texts: Iterable[str], name: str) -> Iterator[str]:
+    filled = False
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{index}] must be a str, got {type(text).__name__}")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{name}[{index}] must be valid Unicode, got a lone surrogate at {error.start}") from None
+        filled = filled or bool(text)
+        yield text
+    if not filled:
+        raise ValueError(f"{name} must hold at least one non-empty string")
+
+
+def check_size(vocab_size: int, special_tokens: Sequence[str] = ()) -> int:
+    """Return `vocab_size` if the 256 bytes and the special tokens fit into it, else raise."""
+    check_int("vocab_size", vocab_size)
+    least = len(ALPHABET) + len(special_tokens)
+    if vocab_size < least:
+        raise ValueError(f"vocab_size must be at least {least} (256 bytes and {len(special_tokens)} special), got {vocab_size}")
+    return vocab_size
+
+
+def byte_level(regex: str | None = None) -> Any:
+    """Byte-level pre-tokenizer: the GPT-2 regex by default, or a regex whose matches stand alone."""
+    if regex is None:
+        return ByteLevel(add_prefix_space=False, use_regex=True)
+    split = pre_tokenizers.Split(Regex(regex), "isolated")
+    return pre_tokenizers.Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def assemble(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], pre_tokenizer: Any, specials: Sequence[str]
+) -> Tokenizer:
+    """A byte-level BPE tokenizer from its parts."""
+    tokenizer = Tokenizer(models.BPE(dict(vocab), list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizer  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.add_special_tokens(list(specials))
+    return tokenizer
+
+
+def train_bpe(
+    texts: Texts,
+    vocab_size: int,
+    *,
+    regex: str | None = None,
+    special_tokens: Sequence[str] = (),
+    min_frequency: int = 0,
+) -> Tokenizer:
+    """Ordinary byte-level BPE with the stock trainer; all 256 bytes are in the vocabulary, so every text survives.
+
+    The result may be smaller than `vocab_size` when the text has no pair left to merge: look at ``get_vocab_size()``.
+
+    Raises:
+        TypeError, ValueError: see :func:`text_source` and :func:`check_size`.
+    """
+    check_size(vocab_size, special_tokens)
+    check_int("min_frequency", min_frequency, 0)
+    tokenizer = assemble({}, [], byte_level(regex), ())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        initial_alphabet=list(ALPHABET),
+        special_tokens=list(special_tokens),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text_source(texts)(), trainer)
+    return tokenizer
+
+
+def bpe_parts(tokenizer: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges, in order of rank, of a BPE tokenizer.
+
+    Raises:
+        UnsupportedModelError: the model is not BPE.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        raise UnsupportedModelError.of(tokenizer, ["tokenizers.Tokenizer"])
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("type") != "BPE":
+        raise UnsupportedModelError.of(
+            tokenizer, ["tokenizers.Tokenizer with a BPE model"], reason=f"model {model.get('type')}"
+        )
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    return model["vocab"], merges  # pyright: ignore[reportReturnType]
+
+
+def truncate(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The tokenizer with its last entries and merges dropped: what training to the smaller size would have given.
+
+    Raises:
+        ValueError: `vocab_size` is smaller than the part that is not made by merges.
+    """
+    check_int("vocab_size", vocab_size, 1)
+    vocab, merges = bpe_parts(tokenizer)
+    made = {a + b for a, b in merges}
+    base = sum(token not in made for token in vocab)
+    if vocab_size < base:
+        raise ValueError(f"vocab_size must be at least {base} (bytes and special tokens), got {vocab_size}")
+    kept = {token: index for token, index in vocab.items() if index < vocab_size}
+    shorter = [(a, b) for a, b in merges if a in kept and b in kept and a + b in kept]
+    specials = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special and t.content in kept]
+    return assemble(kept, shorter, tokenizer.pre_tokenizer, specials)
+
+
+def to_transformers(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
+    """The tokenizer as a ``PreTrainedTokenizerFast``: save it with ``save_pretrained``, load it without this library.
+
+    `options` are those of the class, such as ``eos_token="<|end|>"`` or ``padding_side="left"``.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    copy = Tokenizer.from_str(tokenizer.to_str())  # the class changes padding and truncation of the object it is given
+    return PreTrainedTokenizerFast(tokenizer_object=copy, **({"clean_up_tokenization_spaces": False} | options))
