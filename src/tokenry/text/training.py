@@ -1,4 +1,4 @@
-"""What the tokenizer trainers of this wing share: reading text again and again, stock byte-level BPE, handing over to transformers."""
+"""What the tokenizer trainers of this wing share: re-readable text, stock byte-level BPE, conversion for transformers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def text_source(texts: Texts | Sequence[Path], *, name: str = "texts") -> Source
     first = next(iter(held), None)
     if isinstance(first, Path):
         return _of_files(held, name)
-    return lambda: _checked(held, name)
+    return lambda: _checked(held, name)  # pyright: ignore[reportArgumentType]
 
 
 def _of_files(paths: Iterable[Any], name: str) -> Source:

@@ -36,7 +36,7 @@ def _counts(counts: Mapping[str, float]) -> dict[str, float]:
     if not isinstance(counts, Mapping) or not counts:
         raise ValueError("counts must be a mapping of at least one language to its count")
     for language, count in counts.items():
-        if isinstance(count, bool) or not np.isscalar(count) or not np.isreal(count):
+        if isinstance(count, bool) or not isinstance(count, (int, float, np.integer, np.floating)):
             raise TypeError(f"counts[{language!r}] must be a number, got {type(count).__name__}")
         if not np.isfinite(count) or count < 0:
             raise ValueError(f"counts[{language!r}] must be finite and at least 0, got {count}")

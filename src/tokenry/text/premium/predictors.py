@@ -93,7 +93,9 @@ def line_overlap(training: Sequence[str], evaluation: Sequence[str]) -> float:
     return sum(line in known for line in evaluation) / len(evaluation)
 
 
-def predictors(tokenizer: Any, evaluation: Sequence[str], training: Sequence[str] | None = None) -> dict[str, float | str]:
+def language_predictors(
+    tokenizer: Any, evaluation: Sequence[str], training: Sequence[str] | None = None
+) -> dict[str, float | str]:
     """All predictors of one language: a row of the regressions. Data similarity needs the training text."""
     row: dict[str, float | str] = {
         "proportion_whitespace": proportion_whitespace(evaluation),
