@@ -1,0 +1,124 @@
+"""Text by the classes that pre-tokenizers look at: one representative of every pattern of classes stands for all that share it."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from functools import lru_cache
+
+_CONTRACTIONS = ("re", "ve", "ll", "s", "t", "m", "d")
+_CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FA5), (0x9FA6, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF))
+
+# What may follow, as far as a pre-tokenizer that looks ahead can tell it apart from other text.
+FUTURES = ("", "a", " a", "\n", " ", ".", "..", "1", "11", "s", "A", "\u0301", "\u4e2d")
+_AFTER = {
+    "space": ("", "a", "\n", " ", ".", "1"),
+    "digit": ("", "1", "11"),
+    "letter": ("",),
+    "other": ("", "a", ".", "\n", "s", "1", " "),
+}
+
+
+@lru_cache(maxsize=65536)
+def char_class(char: str) -> str:
+    """Class of a character: itself for ASCII punctuation and all spaces, else general category and script block."""
+    code = ord(char)
+    category = unicodedata.category(char)
+    if code < 128:
+        return {"Lu": "A", "Ll": "a", "Nd": "1"}.get(category, char)
+    if char.isspace():
+        return char
+    block = next((low for low, high in _CJK if low <= code <= high), 0)
+    return f"{category}{block}"
+
+
+def compress(text: str, *, start_of_token: bool = False) -> tuple[str, tuple[str, ...], list[int]]:
+    """Shorten runs of letters of one class to their first and last; returns (text, classes, positions kept).
+
+    At the start of a token and after an apostrophe the letters of the English contractions stand for themselves.
+    """
+    classes = [char_class(char) for char in text]
+    at = [0] if start_of_token else []
+    at += [i + 1 for i, char in enumerate(text) if char in "'\u2019"]
+    for place in at:
+        lower = text[place : place + 2].lower()
+        size = next((len(c) for c in _CONTRACTIONS if lower.startswith(c) and lower.isascii()), 0)
+        for index in range(place, place + size):
+            classes[index] = "=" + text[index]
+    kept = [
+        i
+        for i, name in enumerate(classes)
+        if not (0 < i < len(classes) - 1 and classes[i - 1] == name == classes[i + 1] and _is_letter_class(name))
+    ]
+    return "".join(text[i] for i in kept), tuple(classes[i] for i in kept), kept
+
+
+def _is_letter_class(name: str) -> bool:
+    return name in ("A", "a") or (len(name) > 1 and name[0] in "LM")
+
+
+def futures_of(text: str) -> tuple[str, ...]:
+    """What may follow `text`, as far as it can change where `text` is cut."""
+    if not text:
+        return FUTURES
+    last = text[-1]
+    if last.isspace():
+        return _AFTER["space"]
+    if unicodedata.category(last)[0] == "N":
+        return _AFTER["digit"]
+    return _AFTER["letter" if last.isalpha() else "other"]
+
+
+def split_partial(data: bytes) -> tuple[str, bytes]:
+    """Complete text and the bytes of an unfinished last character.
+
+    Raises:
+        ValueError: `data` is not the beginning of any UTF-8 text.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        text = decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"data must be UTF-8 (it may end inside a character), got byte {data[error.start]:#04x} at position {error.start}"
+        ) from None
+    return text, decoder.getstate()[0]
+
+
+def is_prefix(data: bytes) -> bool:
+    """Whether `data` is the beginning of some UTF-8 text."""
+    try:
+        split_partial(data)
+    except ValueError:
+        return False
+    return True
+
+
+def code_points(partial: bytes) -> range:
+    """Code points whose UTF-8 form starts with `partial`, an unfinished character of 1 to 3 bytes."""
+    lead = partial[0]
+    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    value = lead & (0x7F >> length)
+    for byte in partial[1:]:
+        value = value << 6 | byte & 0x3F
+    free = 6 * (length - len(partial))
+    floor = {2: 0x80, 3: 0x800, 4: 0x10000}[length]
+    return range(max(value << free, floor), min(((value + 1) << free), 0x110000))
+
+
+@lru_cache(maxsize=4096)
+def completions(partial: bytes) -> tuple[str, ...]:
+    """One character per class among those whose UTF-8 form starts with `partial`; the empty string when it is empty."""
+    if not partial:
+        return ("",)
+    found: dict[str, str] = {}
+    for code in code_points(partial):
+        if not 0xD800 <= code <= 0xDFFF:
+            found.setdefault(char_class(chr(code)), chr(code))
+    return tuple(found.values())
+
+
+def legal_count(partial: bytes) -> int:
+    """Number of characters whose UTF-8 form starts with `partial`."""
+    points = code_points(partial)
+    return len(points) - len(range(max(points.start, 0xD800), min(points.stop, 0xE000)))
