@@ -1,0 +1,233 @@
+"""Tokenizers from files: the same ids as the libraries that own the formats, and one clear sentence for each bad input."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tokenry.hosts.tokenizer_files import load_tokenizer
+from tokenry.hosts.tokenizer_ranks import PATTERNS, byte_symbols, read_ranks, tokenizer_of_ranks
+from tokenry.hosts.tokenizer_spm import read_sentencepiece, tokenizer_of_sentencepiece
+
+TEXTS = ["the cat sat on the mat", "a théâtre, 3 cats & 12 mats", "der Hund und die Katze", "猫は猫", "  two  spaces\n\n x"] * 4
+
+
+@pytest.fixture(scope="module")
+def ranks() -> dict[bytes, int]:
+    """Ranks made by greedy merging of the sample, all 256 bytes first."""
+    found = {bytes([byte]): byte for byte in range(256)}
+    words = [piece.encode() for text in TEXTS for piece in text.replace(" ", "\n ").split("\n")]
+    parts = [[bytes([byte]) for byte in word] for word in words]
+    for _ in range(80):
+        pairs: dict[bytes, int] = {}
+        for word in parts:
+            for left, right in itertools.pairwise(word):
+                pairs[left + right] = pairs.get(left + right, 0) + 1
+        best = max((pair for pair in pairs if pair not in found), key=lambda pair: (pairs[pair], pair), default=None)
+        if best is None:
+            break
+        found[best] = len(found)
+        for word in parts:
+            place = 0
+            while place + 1 < len(word):
+                if word[place] + word[place + 1] == best:
+                    word[place : place + 2] = [best]
+                place += 1
+    return found
+
+
+def write_ranks(path, ranks):
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+    return path
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_ranks_give_the_ids_of_tiktoken(ranks, pattern):
+    tiktoken = pytest.importorskip("tiktoken")
+    theirs = tiktoken.Encoding("x", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens={})
+    ours = tokenizer_of_ranks(ranks, pattern=pattern, special={"<|end|>": 1000})
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.text(max_size=60) | st.sampled_from(TEXTS) | st.text("ab '\n\r\t1stheca", max_size=40))
+    def equal(text):
+        ids = ours.encode(text, add_special_tokens=False).ids
+        assert ids == theirs.encode_ordinary(text)
+        assert ours.decode(ids) == text
+
+    equal()
+    assert ours.encode("<|end|>", add_special_tokens=False).ids == [ours.token_to_id("<|end|>")]
+
+
+def test_rank_file_round_trip_and_pattern(tmp_path, ranks):
+    path = write_ranks(tmp_path / "toy.tiktoken", ranks)
+    assert read_ranks(path) == ranks
+    with pytest.raises(ValueError, match=r"not one of the known ones .* pattern="):
+        load_tokenizer(path)
+    assert load_tokenizer(path, pattern="gpt2").get_vocab_size() == len(ranks)
+    model = write_ranks(tmp_path / "tokenizer.model", ranks)  # as Llama 3 has it
+    assert (
+        load_tokenizer(model, pattern="cl100k").encode("the cat").ids
+        == tokenizer_of_ranks(ranks, pattern="cl100k").encode("the cat").ids
+    )
+
+
+def test_bad_rank_files(tmp_path, ranks):
+    bad = tmp_path / "bad.tiktoken"
+    bad.write_bytes(b"IQ== 0\nnot base64!\n")
+    with pytest.raises(ValueError, match=r"line 2: .*not a token in base64"):
+        read_ranks(bad)
+    write_ranks(bad, {token: rank for token, rank in ranks.items() if token != b"\x07"})
+    with pytest.raises(ValueError, match="1 of the 256 single bytes are missing, the first is 0x07"):
+        read_ranks(bad)
+    write_ranks(bad, {**ranks, b"zzzz": 3})
+    with pytest.raises(ValueError, match="two tokens have the same rank"):
+        read_ranks(bad)
+
+
+def test_byte_symbols_are_those_of_byte_level():
+    assert sorted(byte_symbols()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert byte_symbols()[0x20] == "\u0120"
+    assert len(set(byte_symbols())) == 256
+
+
+def field(number: int, kind: int, value: bytes | int) -> bytes:
+    if kind == 0:
+        return (
+            bytes([number << 3]) + bytes([value]) if number < 16 else bytes([(number << 3) & 0x7F | 0x80, number >> 4, value])
+        )
+    return bytes([number << 3 | kind]) + (bytes([len(value)]) if kind == 2 else b"") + value
+
+
+def write_spm(path, pieces, *, algorithm, fallback=False, prefix=True):
+    data = b""
+    for text, score, kind in pieces:
+        body = field(1, 2, text.encode()) + field(2, 5, struct.pack("<f", score)) + field(3, 0, kind)
+        data += field(1, 2, body)
+    data += field(2, 2, field(3, 0, algorithm) + field(35, 0, int(fallback)))
+    data += field(3, 2, field(3, 0, int(prefix)) + field(4, 0, 0))
+    path.write_bytes(data)
+    return path
+
+
+SPECIAL = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+LETTERS = [(letter, -20.0 - i, 1) for i, letter in enumerate("\u2581abcd")]
+
+
+@pytest.mark.parametrize("algorithm", [1, 2])
+def test_sentencepiece_without_its_library(tmp_path, algorithm):
+    pieces = [*SPECIAL, ("\u2581ab", -1.0, 1), ("ab", -2.0, 1), ("cd", -3.0, 1), *LETTERS]
+    tokenizer = load_tokenizer(write_spm(tmp_path / "m.model", pieces, algorithm=algorithm))
+    ids = tokenizer.encode("ab cd abab", add_special_tokens=False).ids
+    assert [pieces[i][0] for i in ids] == ["\u2581ab", "\u2581", "cd", "\u2581ab", "ab"]
+    assert tokenizer.decode(ids) == "ab cd abab"
+    assert tokenizer.encode("z", add_special_tokens=False).ids[-1] == 0  # unknown
+
+
+def test_byte_fallback_spells_what_the_pieces_lack(tmp_path):
+    bytes_of = [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    path = write_spm(tmp_path / "m.model", [*SPECIAL, *bytes_of, *LETTERS], algorithm=2, fallback=True)
+    tokenizer = load_tokenizer(path)
+    ids = tokenizer.encode("a猫", add_special_tokens=False).ids
+    assert [tokenizer.id_to_token(i) for i in ids[-3:]] == ["<0xE7>", "<0x8C>", "<0xAB>"]
+    assert tokenizer.decode(ids) == "a猫"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("fallback", [True, False])
+def test_ids_are_those_of_sentencepiece(tmp_path, kind, fallback):
+    spm = pytest.importorskip("sentencepiece")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(TEXTS), encoding="utf-8")
+    spm.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "m"), vocab_size=350 if fallback else 90, model_type=kind,
+        byte_fallback=fallback, minloglevel=2, hard_vocab_limit=False, character_coverage=1.0,
+    )  # fmt: skip
+    theirs = spm.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    ours = tokenizer_of_sentencepiece(read_sentencepiece(tmp_path / "m.model"))
+    for text in [*TEXTS, "", "  x  y ", "\ufb01 \u2463", "zebra \U0001f600\u200d", "e\u0301", "\tcat\n"]:
+        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text), text
+
+
+def test_not_a_sentencepiece_model(tmp_path):
+    path = tmp_path / "x.model"
+    path.write_bytes(b"\xff\x00garbage of some kind")
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
+        load_tokenizer(path)
+    with pytest.raises(ValueError, match="type 3 is neither Unigram nor BPE"):
+        load_tokenizer(write_spm(path, SPECIAL, algorithm=3))
+
+
+@pytest.fixture
+def small() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=280, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer
+
+
+def test_json_and_folders(tmp_path, small):
+    small.enable_truncation(3)
+    small.save(str(tmp_path / "tokenizer.json"))
+    for source in (tmp_path, str(tmp_path), tmp_path / "tokenizer.json"):
+        assert len(load_tokenizer(source).encode("the cat sat on the mat").ids) > 3  # truncation is off
+
+
+def test_folder_of_a_saved_transformers_tokenizer(tmp_path, small):
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=small).save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).get_vocab() == small.get_vocab()
+
+
+def test_bad_inputs_have_one_sentence_each(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"'no/such/file.json' does not exist"):
+        load_tokenizer("no/such/file.json")
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    for name, content, sentence in (
+        ("a.json", b'{"model": 3}', "not a tokenizer.json"),
+        ("b.json", b"", "is empty"),
+        ("c.txt", b"hello there", "is not a tokenizer"),
+        ("d.model", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=sentence):
+            load_tokenizer(tmp_path / name)
+    with pytest.raises(OSError, match="'nobody/nothing-here' on the hub"):
+        load_tokenizer("nobody/nothing-here", offline=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "cl100k", "o200k", "qwen3.5", "claude2"])
+def test_real_rank_files_equal_tiktoken(name):
+    import json
+
+    tiktoken = pytest.importorskip("tiktoken")
+    from tokenry.lab.asset_tokenizers import asset_of_tokenizer, load_real_tokenizer
+    from tokenry.lab.assets import fetch
+    from tokenry.lab.corpora import parallel_corpus
+
+    ours = load_real_tokenizer(name)
+    root = fetch(asset_of_tokenizer(name))
+    if name == "claude2":
+        found = json.loads((root / "package/claude.json").read_text())
+        ranks = {base64.b64decode(t): 5 + i for i, t in enumerate(found["bpe_ranks"].split()[2:])}
+        pattern = found["pat_str"]
+    else:
+        stem = {"gpt2": "r50k_base", "qwen3.5": "qwen3_6"}.get(name, f"{name}_base")
+        ranks, pattern = read_ranks(next(root.glob(f"**/{stem}.tiktoken"))), PATTERNS[name]
+    theirs = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    corpus = parallel_corpus("django")
+    for language in corpus.languages:
+        text = "\n".join(corpus.lines[language])
+        assert ours.encode(text, add_special_tokens=False).ids == theirs.encode_ordinary(text), language
