@@ -39,6 +39,11 @@ def load_tokenizer(source: str | Path, *, pattern: str | None = None, offline: b
     return tokenizer
 
 
+def from_tiktoken(encoding: Any) -> Tokenizer:
+    """A `tokenizers.Tokenizer` with the ids of a `tiktoken.Encoding`."""
+    return tokenizer_of_ranks(encoding._mergeable_ranks, pattern=encoding._pat_str, special=encoding._special_tokens)
+
+
 def _of_folder(path: Path) -> Tokenizer:
     for name in _IN_FOLDER:
         if (path / name).is_file():

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from tokenry.hosts.text_layout import BYTE_TO_CHAR
+
 _SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -45,9 +47,7 @@ _KNOWN: dict[int, tuple[str, dict[str, int]]] = {  # by the number of ranks
 
 def byte_symbols() -> list[str]:
     """The printable character that byte-level BPE writes for each of the 256 bytes."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in plain else chr(next(spare)) for byte in range(256)]
+    return [BYTE_TO_CHAR[byte] for byte in range(256)]
 
 
 def read_ranks(path: str | Path) -> dict[bytes, int]:
