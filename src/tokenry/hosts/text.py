@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from tokenry.hosts.text_bpe import MergeTable, table_of
 from tokenry.hosts.text_canonical import Canonical, PairwiseBPE, Reencoding, RegexBPE
-from tokenry.hosts.text_classes import split_partial
+from tokenry.hosts.text_classes import is_prefix, split_partial
 from tokenry.hosts.text_layout import BYTE_TO_CHAR, Layout, as_backend, bare_copy, read_layout
 from tokenry.hosts.text_trie import ByteTrie
 
@@ -89,7 +89,10 @@ class ByteVocabulary:
         if isinstance(vocabulary, Mapping):
             pairs = list(vocabulary.items())
         else:
-            pairs = [(piece, i) for i, piece in enumerate(sorted(vocabulary) if isinstance(vocabulary, (set, frozenset)) else vocabulary)]
+            pairs = [
+                (piece, i)
+                for i, piece in enumerate(sorted(vocabulary) if isinstance(vocabulary, (set, frozenset)) else vocabulary)
+            ]
         for piece, token in pairs:
             if not isinstance(piece, (str, bytes)) or not isinstance(token, int) or token < 0:
                 raise TypeError(f"vocabulary must map str or bytes to ids >= 0, got {piece!r}: {token!r}")
@@ -132,10 +135,14 @@ class ByteVocabulary:
         return {names[piece]: token for piece, token in self._vocabulary().items() if piece in names}
 
     @cached_property
+    def byte_token_ids(self) -> frozenset[int]:
+        """Ids of the byte tokens."""
+        return frozenset(self.byte_tokens.values())
+
+    @cached_property
     def text_pieces(self) -> set[bytes]:
         """Bytes of the pieces that are text, byte tokens left out."""
-        skip = set(self.byte_tokens.values())
-        return {piece for token, piece in enumerate(self.pieces) if piece and token not in skip}
+        return {piece for token, piece in enumerate(self.pieces) if piece and token not in self.byte_token_ids}
 
     @cached_property
     def starts_inside(self) -> list[int]:
@@ -159,13 +166,15 @@ class ByteVocabulary:
     def merges(self) -> MergeTable | None:
         """The merge table of a BPE tokenizer; None for the other algorithms and where neighbours do not decide."""
         model = self._definition["model"] if self._definition else {}
-        if self.layout.algorithm != "BPE" or model.get("unk_token") and model.get("fuse_unk"):
+        if self.layout.algorithm != "BPE" or (model.get("unk_token") and model.get("fuse_unk")):
             return None
         merges = [tuple(m.split(" ")) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]
-        skip = {piece for piece, token in model["vocab"].items() if token in set(self.byte_tokens.values())}
+        skip = {piece for piece, token in model["vocab"].items() if token in self.byte_token_ids}
         table = table_of(model["vocab"], merges, self.size, lambda piece: piece not in skip)
-        for token in self.special:
-            table.producible[token] = False
+        inside = set(self.starts_inside)
+        for token, piece in enumerate(self.pieces):
+            if not piece or (token not in inside and not is_prefix(piece)):
+                table.producible[token] = False
         whole = model.get("ignore_merges") and any(
             piece and not table.producible[token] and token not in self.layout.added for token, piece in enumerate(self.pieces)
         )

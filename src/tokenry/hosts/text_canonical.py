@@ -100,7 +100,9 @@ class Canonical(ABC):
         if not piece or not is_prefix(data + piece):
             return False
         text, partial = split_partial(data + piece)
-        futures = completions(partial) if partial else FUTURES if self.vocabulary.looks_ahead else ("",)
+        # One character per class would not do here: the vocabulary may have merged just that one.
+        after = FUTURES if self.vocabulary.looks_ahead else ("",)
+        futures = (*completions(partial, 64), *(c + f for c in completions(partial) for f in after)) if partial else after
         return any(self.vocabulary.encode_text(text + future)[: len(whole)] == whole for future in futures)
 
 
@@ -162,12 +164,26 @@ class PairwiseBPE(Canonical):
         """See the base class."""
         tail, text = self.tail_of(ids, data)
         partial = split_partial(data)[1]
-        mask = self._text_followers(tail, text, partial)
+        open_tail, open_text = self._after_added(tail, text)
+        mask = self._text_followers(open_tail, open_text, partial)
         if self._bytes.tokens:
             self._bytes.followers(partial, mask)
         for token in self._added.doubtful(text):
             mask[token] = self._holds(tail, text, token)
         return mask
+
+    def _after_added(self, tail: list[int], text: bytes) -> tuple[list[int], bytes]:
+        """What follows the last added token: text there is cut and merged on its own."""
+        for count in range(len(tail)):
+            if tail[-1 - count] in self.vocabulary.layout.added:
+                rest = tail[len(tail) - count :]
+                return rest, text[len(text) - sum(self.vocabulary.lengths[t] for t in rest) :]
+        return tail, text
+
+    def pair(self, left: int, right: int) -> bool:
+        """Whether two neighbours of one piece leave each other alone; byte tokens merge with nothing."""
+        unmerged = self.vocabulary.byte_token_ids
+        return left in unmerged or right in unmerged or self.table.pair(left, right)
 
     def _text_followers(self, tail: list[int], text: bytes, partial: bytes) -> np.ndarray:
         if partial and self.vocabulary.layout.kind != "byte_level":
@@ -331,7 +347,7 @@ class RegexBPE(PairwiseBPE):
                 return False
             piece = tail[ends[at] : ends[at + size]]
             if last == len(words) and not closed:
-                return all(self.table.pair(a, b) for a, b in pairwise(piece))
+                return all(self.pair(a, b) for a, b in pairwise(piece))
             if piece != self._merge(words[first:last]):
                 return False
             at += size
@@ -368,7 +384,7 @@ class RegexBPE(PairwiseBPE):
             if total == size:
                 closed, rest = tail[:count], tail[count:]
                 return self._consistent(closed, words, list(cuts), closed=True) and all(
-                    self.table.pair(a, b) for a, b in pairwise(rest)
+                    self.pair(a, b) for a, b in pairwise(rest)
                 )
             total += self.vocabulary.lengths[token]
         return False
@@ -387,9 +403,13 @@ class RegexBPE(PairwiseBPE):
 
     def firm(self, data: bytes) -> int:
         """The last cut that every future keeps."""
-        text, partial = split_partial(data[-_WIDEST:] if len(data) > _WIDEST else data) if len(data) <= _WIDEST else (
-            data[-_WIDEST:].decode("utf-8", "ignore"),
-            split_partial(data)[1],
+        text, partial = (
+            split_partial(data[-_WIDEST:] if len(data) > _WIDEST else data)
+            if len(data) <= _WIDEST
+            else (
+                data[-_WIDEST:].decode("utf-8", "ignore"),
+                split_partial(data)[1],
+            )
         )
         ends = completions(partial) if partial else FUTURES
         window = text[-_WINDOW:]

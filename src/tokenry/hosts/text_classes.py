@@ -10,7 +10,7 @@ _CONTRACTIONS = ("re", "ve", "ll", "s", "t", "m", "d")
 _CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FA5), (0x9FA6, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF))
 
 # What may follow, as far as a pre-tokenizer that looks ahead can tell it apart from other text.
-FUTURES = ("", "a", " a", "\n", " ", ".", "..", "1", "11", "s", "A", "\u0301", "\u4e2d")
+FUTURES = ("", "a", " a", "\n", "\r", " ", ".", "..", "1", "11", "s", "A", "\u0301", "\u4e2d")
 _AFTER = {
     "space": ("", "a", "\n", " ", ".", "1"),
     "digit": ("", "1", "11"),
@@ -107,15 +107,15 @@ def code_points(partial: bytes) -> range:
 
 
 @lru_cache(maxsize=4096)
-def completions(partial: bytes) -> tuple[str, ...]:
-    """One character per class among those whose UTF-8 form starts with `partial`; the empty string when it is empty."""
+def completions(partial: bytes, per_class: int = 1) -> tuple[str, ...]:
+    """Up to `per_class` characters of every class whose UTF-8 form starts with `partial`; the empty string when it is empty."""
     if not partial:
         return ("",)
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for code in code_points(partial):
         if not 0xD800 <= code <= 0xDFFF:
-            found.setdefault(char_class(chr(code)), chr(code))
-    return tuple(found.values())
+            found.setdefault(char_class(chr(code)), []).append(chr(code))
+    return tuple(char for chars in found.values() for char in chars[:: -(-len(chars) // per_class)])
 
 
 def legal_count(partial: bytes) -> int:

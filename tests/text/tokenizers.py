@@ -1,0 +1,90 @@
+"""Small tokenizers of every supported layout, trained on the spot."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEXT = [
+    "The quick brown fox isn't over the lazy dog's 1234 bones.\n\n    def foo(x):\n\treturn x+1  # caf\u00e9\n",
+    "\u4e2d\u6587\u5b57\u7b26 and \u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u0442\u0435\u043a\u0441\u0442, \U0001f600\U0001f601 e\u0301!\r\n\r\nHTTPServer 3.14 ... 'tis\n\n\n  we'll they're\n",
+    "the the then there these  those   and    andy  andes\n\n\n\n12345 678 9\n \n  \n   x\t\ty",
+] * 4
+LAYOUTS = ("gpt2", "cl100k", "o200k", "digits", "no_regex", "sentencepiece", "metaspace", "unigram", "added", "superword")
+
+
+def _byte_level(pre: pre_tokenizers.PreTokenizer, size: int = 420) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<s>", "</s>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return tokenizer
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    parts = [
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    return pre_tokenizers.Sequence(parts)
+
+
+def _sentencepiece(unigram: bool, metaspace: bool) -> Tokenizer:
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    special = ["<unk>", "<s>", "</s>"]
+    if unigram:
+        tokenizer = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=False))
+        trainer = trainers.BpeTrainer(
+            vocab_size=520, special_tokens=[*special, *byte_tokens], limit_alphabet=60, show_progress=False
+        )
+    if metaspace:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    else:
+        tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.train_from_iterator(TEXT, trainer)
+    if not unigram:
+        # Byte tokens are ordinary pieces of a real SentencePiece vocabulary; only the first three are special.
+        import json
+
+        definition = json.loads(tokenizer.to_str())
+        definition["added_tokens"] = definition["added_tokens"][:3]
+        tokenizer = Tokenizer.from_str(json.dumps(definition))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+@cache
+def make(layout: str) -> Tokenizer:
+    """A trained tokenizer of the layout; the same object every time."""
+    if layout == "gpt2":
+        return _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    if layout in ("cl100k", "o200k"):
+        return _byte_level(_split(CL100K if layout == "cl100k" else O200K))
+    if layout == "digits":
+        parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        return _byte_level(pre_tokenizers.Sequence(parts))
+    if layout == "no_regex":
+        return _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    if layout == "superword":
+        return _byte_level(_split(r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)"), 520)
+    if layout == "added":
+        tokenizer = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+        tokenizer.add_tokens(["\n\n", "\n\n\n", "<table>", "the dog", "12"])
+        return tokenizer
+    return _sentencepiece(layout == "unigram", layout in ("metaspace", "unigram"))
