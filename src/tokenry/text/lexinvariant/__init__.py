@@ -1,0 +1,49 @@
+"""Language models without fixed token embeddings (Huang et al., "Lexinvariant Language Models", arXiv 2305.16349).
+
+A model is lexinvariant when ``p(x_1..x_n) = p(s(x_1)..s(x_n))`` for every permutation s of the vocabulary: predictions
+depend on which tokens are equal, never on which token it is. All knowledge of the symbols comes from the context.
+
+- :class:`LexinvariantForCausalLM`: a decoder of transformers fed by G ~ N(0, 1), drawn for every sequence, and read out with
+  the same G: ``logits = <W h, G_v> / sqrt(d)`` (section 3 of the paper). ``random_rate`` between 0 and 1 is the
+  semi-lexinvariant form: a share of the token types is random in each sequence, the others keep a learnt embedding.
+- :func:`permutation_mixture`: the exact average of a source model over all keys, i.e. Bayesian deciphering in context.
+- :class:`CipherProbe`, :func:`train_cipher_probe`, :func:`recover_key`: what key does the model seem to know?
+- :func:`lookup_task`, :func:`permutation_task`, :class:`MarkovChain`: tasks whose symbols mean nothing.
+
+No code of the authors is public. Inferred here: the read-out and its scale, W initialised to the identity when it is used, the
+draw per (sequence, token type) of the semi-lexinvariant form with a read-out from the same mixed table, learnt rows initialised
+to the law of the random ones, and the shared pool whose rows are permuted for every sequence.
+"""
+
+from __future__ import annotations
+
+from tokenry.lazy import lazy_exports
+
+_AT = "tokenry.text.lexinvariant."
+_EXPORTS = {
+    "LexinvariantConfig": _AT + "config",
+    "LexinvariantForCausalLM": _AT + "model",
+    "LexinvariantOutput": _AT + "model",
+    "Lexicon": _AT + "lexicon",
+    "draw_lexicon": _AT + "lexicon",
+    "PermutationMixture": _AT + "mixture",
+    "permutation_mixture": _AT + "mixture",
+    "all_keys": _AT + "mixture",
+    "MarkovChain": _AT + "tasks",
+    "TaskBatch": _AT + "tasks",
+    "lookup_task": _AT + "tasks",
+    "permutation_task": _AT + "tasks",
+    "random_keys": _AT + "tasks",
+    "relabel": _AT + "tasks",
+    "CipherProbe": _AT + "cipher",
+    "final_states": _AT + "cipher",
+    "train_cipher_probe": _AT + "cipher",
+    "symbol_evidence": _AT + "cipher",
+    "recover_key": _AT + "cipher",
+    "key_recovery": _AT + "cipher",
+    "frequency_key": _AT + "cipher",
+    "hill_climb_key": _AT + "cipher",
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = sorted(_EXPORTS)

@@ -1,0 +1,54 @@
+"""Word-pooled language models.
+
+Thawani et al., "Learn Your Tokens: Word-Pooled Tokenization for Language Modeling", arXiv 2310.11628. Word boundaries define
+the units of the language model; what a word is, is learnt from its bytes or characters, and the next word is spelled out by a
+small decoder. Section 3 of the paper and Figure 1:
+
+    H = E[summary slots, units] + slot codes                     every word by itself
+    Q = first p slots of WordEncoder(H)                           bidirectional, 2 layers
+    G = LN(CausalBlocks(Q + word codes))                          T*p positions
+    D = CausalBlocks([G of word j-1, H of word j])                all words in parallel
+    loss = cross-entropy of D @ head against the units of word j
+
+- :class:`WordPoolForCausalLM` with :class:`WordPoolConfig`; :func:`generate_words`, :func:`score_words`;
+- :class:`WordSplitter`, :class:`ByteUnits`, :class:`CharUnits`, :func:`word_windows`, :class:`WordPoolCollator`: from text to
+  batches without a tokenizer;
+- :class:`WordPoolTrainer`, :func:`wordpool_training_arguments`: the recipe of the released runs;
+- :class:`FlatLM`: the same model over characters, bytes, subwords or whole words, to compare with.
+
+Where the released code differs, the clean form is the default and ``released_quirks=True`` computes as the released code: it
+masks pads only against pads, adds the slot codes twice to the units in the decoder, and counts every slot of the canvas in
+the loss; its flat baseline has no position code (:class:`FlatLMConfig`). Two more habits of it change no number and are not
+offered: it overwrites the caller's lengths and writes into H in place. Its data class draws random windows and splits them by
+index, so that training and test overlap; here the split is contiguous.
+"""
+
+from __future__ import annotations
+
+from tokenry.lazy import lazy_exports
+
+_AT = "tokenry.text.wordpool."
+_EXPORTS = {
+    "WordPoolConfig": _AT + "config",
+    "WordPoolForCausalLM": _AT + "model",
+    "WordPoolOutput": _AT + "model",
+    "WordBatch": _AT + "batch",
+    "check_words": _AT + "batch",
+    "SpelledWords": _AT + "generation",
+    "generate_words": _AT + "generation",
+    "score_words": _AT + "generation",
+    "ByteUnits": _AT + "text",
+    "CharUnits": _AT + "text",
+    "WordSplitter": _AT + "text",
+    "WordPoolCollator": _AT + "data",
+    "contiguous_split": _AT + "data",
+    "pad_words": _AT + "data",
+    "word_windows": _AT + "data",
+    "WordPoolTrainer": _AT + "training",
+    "wordpool_training_arguments": _AT + "training",
+    "FlatLM": _AT + "baselines",
+    "FlatLMConfig": _AT + "baselines",
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = sorted(_EXPORTS)
