@@ -85,10 +85,14 @@ def test_count_is_exact_beyond_floats():
 
 def test_trie_edges():
     empty = ByteTrie.build([None, b""])
-    assert len(empty) == 0 and empty.starting_with(b"a").size == 0 and empty.count_encodings(b"") == 1
-    assert empty.enumerate_encodings(b"x") == [] and empty.longest == 0
+    assert len(empty) == 0
+    assert empty.starting_with(b"a").size == 0
+    assert empty.count_encodings(b"") == 1
+    assert empty.enumerate_encodings(b"x") == []
+    assert empty.longest == 0
     high = ByteTrie.build([b"\xff", b"\xff\xff", b"\xfe"])
-    assert high.starting_with(b"\xff").tolist() == [0, 1] and high.with_bytes(b"\xfe") == (2,)
+    assert high.starting_with(b"\xff").tolist() == [0, 1]
+    assert high.with_bytes(b"\xfe") == (2,)
     with pytest.raises(ValueError, match="limit must be at least the number of encodings, 89"):
         ByteTrie.build([b"a", b"aa"]).enumerate_encodings(b"a" * 10, limit=5)
 
@@ -130,7 +134,8 @@ def test_a_text_cut_inside_a_character_can_be_encoded(layout, text, cut):
 def test_special_tokens_are_not_matched_in_text():
     vocabulary = ByteVocabulary.of(make("gpt2"))
     ids = vocabulary.encode("a<s>b")
-    assert not set(ids) & set(vocabulary.special) and vocabulary.decode(ids) == b"a<s>b"
+    assert not set(ids) & set(vocabulary.special)
+    assert vocabulary.decode(ids) == b"a<s>b"
     assert sorted(vocabulary.special.values()) == ["</s>", "<s>"]
     assert all(vocabulary.pieces[token] is None for token in vocabulary.special)
 
@@ -151,7 +156,8 @@ def test_transformers_and_tokenizers_objects_agree_and_are_kept():
 
 def test_bare_vocabularies():
     vocabulary = ByteVocabulary.of({"a": 0, b"\xff": 3})
-    assert vocabulary.pieces == (b"a", None, None, b"\xff") and vocabulary.kind == "plain"
+    assert vocabulary.pieces == (b"a", None, None, b"\xff")
+    assert vocabulary.kind == "plain"
     assert ByteVocabulary.of(["a", "b"]).trie.count_encodings(b"ab") == 1
     with pytest.raises(TypeError, match="bare vocabulary"):
         vocabulary.encode("a")
@@ -169,7 +175,7 @@ def test_text_that_would_be_lost_is_an_error():
     letters = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
     with pytest.raises(ValueError, match="data must survive"):
         ByteVocabulary.of(letters).encode("abc")
-    with pytest.raises(ValueError, match="U\\+2581|data must survive"):
+    with pytest.raises(ValueError, match="data must survive"):
         ByteVocabulary.of(make("sentencepiece")).encode("a\u2581b")
 
 
@@ -216,7 +222,8 @@ def test_first_noncanonical():
     ids = vocabulary.encode("the then")
     split = [*vocabulary.merge_bytes(b"t"), *vocabulary.merge_bytes(b"he"), *ids[1:]]
     assert first_noncanonical(ids, vocabulary) is None
-    assert not is_canonical(split, vocabulary) and first_noncanonical(split, vocabulary) == 0
+    assert not is_canonical(split, vocabulary)
+    assert first_noncanonical(split, vocabulary) == 0
     assert first_noncanonical([*ids[:1], *vocabulary.merge_bytes(b" "), *vocabulary.merge_bytes(b"then")], vocabulary) == 1
 
 
@@ -258,7 +265,8 @@ def test_followers_equal_their_definition(layout):
 def test_look_ahead_leaves_two_beginnings_open():
     vocabulary = ByteVocabulary.of(make("gpt2"))
     ways = [[vocabulary.pieces[t] for t in ids[-2:]] for ids in vocabulary.canonical.tips(b"fox\n\n")]
-    assert [b"\n", b"\n"] in ways and len(ways) == 2
+    assert [b"\n", b"\n"] in ways
+    assert len(ways) == 2
     assert len(vocabulary.canonical.tips(b"fox jum")) == 1
 
 
@@ -290,13 +298,16 @@ def test_completions_start_with_the_partial_character(char, cut):
     data = char.encode()
     if cut < len(data):
         found = completions(data[:cut])
-        assert all(c.encode().startswith(data[:cut]) for c in found) and char_class(char) in map(char_class, found)
-        assert split_partial(b"x" + data[:cut]) == ("x", data[:cut]) and is_prefix(data[:cut])
+        assert all(c.encode().startswith(data[:cut]) for c in found)
+        assert char_class(char) in map(char_class, found)
+        assert split_partial(b"x" + data[:cut]) == ("x", data[:cut])
+        assert is_prefix(data[:cut])
 
 
 def test_compress_keeps_what_regexes_see():
     short, _, kept = compress("Hello  wwwww123")
-    assert short == "Heo  ww123" and [("Hello  wwwww123")[i] for i in kept] == list(short)
+    assert short == "Heo  ww123"
+    assert [("Hello  wwwww123")[i] for i in kept] == list(short)
     assert compress("x'really")[1] == ("a", "'", "=r", "=e", "a", "a")
     assert compress("start", start_of_token=True)[1][0] == "=s"
 

@@ -17,9 +17,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tokenry.hosts.text_bpe import MergeTable, table_of
-from tokenry.hosts.text_canonical import Canonical, PairwiseBPE, Reencoding, RegexBPE
+from tokenry.hosts.text_canonical import Canonical, PairwiseBPE, Reencoding
 from tokenry.hosts.text_classes import is_prefix, split_partial
 from tokenry.hosts.text_layout import BYTE_TO_CHAR, Layout, as_backend, bare_copy, read_layout
+from tokenry.hosts.text_regex import RegexBPE
 from tokenry.hosts.text_trie import ByteTrie
 
 __all__ = ["ByteTrie", "ByteVocabulary", "WordSpan", "first_noncanonical", "is_canonical", "word_spans"]
@@ -168,7 +169,7 @@ class ByteVocabulary:
         model = self._definition["model"] if self._definition else {}
         if self.layout.algorithm != "BPE" or (model.get("unk_token") and model.get("fuse_unk")):
             return None
-        merges = [tuple(m.split(" ")) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]
+        merges = [(m.split(" ")[0], m.split(" ")[1]) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]
         skip = {piece for piece, token in model["vocab"].items() if token in self.byte_token_ids}
         table = table_of(model["vocab"], merges, self.size, lambda piece: piece not in skip)
         inside = set(self.starts_inside)

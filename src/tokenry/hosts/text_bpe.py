@@ -1,8 +1,8 @@
 """Which tokens of a byte-pair vocabulary can stand side by side, for a whole row of the vocabulary at once.
 
-A sequence of tokens is what BPE would have produced exactly when every neighbouring pair is, and a pair is when no merge reaches
-across its border while both of its sides are there. A token grows by a tree of merges; the parts that touch its left border are
-its left spine, each there from the time it is made until the time it is merged into the next one.
+A sequence of tokens is what BPE would have produced exactly when every neighbouring pair is, and a pair is when no merge
+reaches across its border while both of its sides are there. A token grows by a tree of merges; the parts that touch its left
+border are its left spine, each there from the time it is made until the time it is merged into the next one.
 """
 
 from __future__ import annotations

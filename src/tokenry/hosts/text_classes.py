@@ -1,4 +1,4 @@
-"""Text by the classes that pre-tokenizers look at: one representative of every pattern of classes stands for all that share it."""
+"""Text by the classes that pre-tokenizers look at: one representative of a pattern of classes stands for all that share it."""
 
 from __future__ import annotations
 

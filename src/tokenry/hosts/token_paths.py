@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class PathScorer:
         self.runs += 1
         output = self.model(ids.to(device), past_key_values=cache, use_cache=self.caches, **options)
         if cache is not None:
-            self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+            self._layers = [(cast(Any, layer).keys, cast(Any, layer).values) for layer in cache.layers]
             self._rows = paths
         return [torch.log_softmax(output.logits[r, -n:, : self.size].float(), dim=-1) for r, n in enumerate(last)]
 

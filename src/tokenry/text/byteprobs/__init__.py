@@ -1,15 +1,15 @@
 """Exact byte-level probabilities from a tokenized language model (Phan et al. 2024, arXiv 2410.09303).
 
-A prompt that ends inside a word is encoded as a sequence that the model never saw followed by the rest of the word. Summing over
-every *cover* (a valid token sequence whose last token reaches past the prompt) gives the probability of the bytes themselves:
+A prompt that ends inside a word is encoded as a sequence that the model never saw followed by the rest of the word. Summing
+over every *cover* (a valid token sequence whose last token reaches past the prompt) gives the probability of the bytes:
 
     P(x_1..x_n) = sum over t in cover(x_1..x_n) of P(t_1..t_k)                      (byte-token representation lemma)
     P(x_{n+1} | x_1..x_n) = P(x_1..x_{n+1}) / P(x_1..x_n)
 
-The covers of x b are those of x that agree with the byte b, and the tokens that start with b behind the encoding of x: one run
-of the model per byte. Where the released code differs: it knows SentencePiece vocabularies only and sums over the three bytes of
-the space marker; here a space is one byte, byte-level BPE works too, and a pre-tokenizer that looks ahead may leave two
-encodings of one prefix open, both of which are followed. `valid_only=False` is the released code's fast mode.
+The covers of x b are those of x that agree with the byte b, and the tokens that start with b behind the encoding of x: one
+run of the model per byte. Where the released code differs: it knows SentencePiece vocabularies only and sums over the three
+bytes of the space marker; here a space is one byte, byte-level BPE works too, and a pre-tokenizer that looks ahead may leave
+two encodings of one prefix open, both of which are followed. `valid_only=False` is the released code's fast mode.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from tokenry.text.byteprobs.model import ByteLM
 
 
 def naive_next_byte(lm: ByteLM, prompt: bytes | str) -> Tensor:
-    """Next-byte distribution from the one cover ``encode(prompt)``, float64 [256 + specials]: the biased quantity of section 3.1."""
+    """Next-byte distribution from the one cover ``encode(prompt)``, float64 [256 + specials]: biased (section 3.1)."""
     ids = tuple(lm.vocabulary.encode(prompt))
     (_, row), *_ = lm.score([(lm.begin_id, *ids)], 1)
     return _from_rows(lm, [(0.0, row, b"")])

@@ -17,11 +17,12 @@ def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Ca
     """A decoding method for ``model.generate(..., custom_generate=byte_decoding(lm))``.
 
     Leading special ids of each row (padding left out) stay as context, the rest is read as text, so that a prompt that ends
-    inside a word is continued exactly. Returns the ids [B,L'] of prompt and continuation as the tokenizer encodes them, padded on
-    the right; `max_new_tokens`, `max_length`, `temperature`, `top_p` and `do_sample` of the generation config count.
+    inside a word is continued exactly. Returns the ids [B,L'] of prompt and continuation as the tokenizer encodes them, padded
+    on the right; `max_new_tokens`, `max_length`, `temperature`, `top_p` and `do_sample` of the generation config count, `top_k`
+    has no meaning over bytes.
 
     Raises:
-        ValueError: an option that has no meaning over bytes (beams, top_k given by the caller) is set.
+        ValueError: more than one beam is asked for.
     """
 
     def decode(model: Any, input_ids: Tensor, *, generation_config: Any = None, **kwargs: Any) -> Tensor:
@@ -72,9 +73,9 @@ def fill_in_the_middle(
 ) -> bytes:
     """The middle between `prefix` and `suffix`, for a model trained to fill in (section 3.6).
 
-    The prompt is in suffix-prefix-middle order, ``<suffix marker> suffix <prefix marker> prefix``, so that the end of the prefix,
-    which may lie inside a word, is where the bytes go on. `markers` are the model's own prefix, suffix and middle tokens; the
-    middle marker follows the suffix marker in this order of training (``<prefix><suffix> suffix <middle> prefix``).
+    The prompt is in suffix-prefix-middle order, so that the end of the prefix, which may lie inside a word, is where the bytes
+    go on: prefix marker, suffix marker, `suffix`, middle marker, `prefix`. `markers` are the model's own prefix, suffix and
+    middle tokens, special tokens of its tokenizer.
 
     Raises:
         ValueError: a marker is no special token of the tokenizer.
