@@ -201,9 +201,10 @@ def _pooled_batches(
 
 @dataclass(frozen=True)
 class Prediction:
-    """Per item: whether greedy spelling gives the word; and the bits per character over all items (ends of words count)."""
+    """Per item: whether greedy spelling gives the word, its bits; bits per character over all items (ends of words count)."""
 
     right: list[float]
+    bits: list[float]
     bits_per_character: float
 
 
@@ -213,15 +214,15 @@ def predict(
 ) -> Prediction:
     """Predict the test words at `places` from the window before them."""
     right: list[float] = []
-    nats = 0.0
+    bits: list[float] = []
     for start in range(0, len(places), chunk):
         some = places[start : start + chunk]
         ask = _predict_pooled if coder.kind == "pooled" else _predict_flat
         hits, spent = ask(model, coder, corpus, some, window)
         right += hits.float().tolist()
-        nats -= float(spent.sum())
+        bits += (-spent / math.log(2)).tolist()
     characters = sum(len(corpus.test[i]) + 1 for i in places)
-    return Prediction(right, nats / math.log(2) / characters)
+    return Prediction(right, bits, sum(bits) / characters)
 
 
 def _predict_pooled(

@@ -10,9 +10,10 @@ depend on which tokens are equal, never on which token it is. All knowledge of t
 - :class:`CipherProbe`, :func:`train_cipher_probe`, :func:`recover_key`: what key does the model seem to know?
 - :func:`lookup_task`, :func:`permutation_task`, :class:`MarkovChain`: tasks whose symbols mean nothing.
 
-No code of the authors is public. Inferred here: the read-out and its scale, W initialised to the identity when it is used, the
-draw per (sequence, token type) of the semi-lexinvariant form with a read-out from the same mixed table, learnt rows initialised
-to the law of the random ones, and the shared pool whose rows are permuted for every sequence.
+No code of the authors is public. Inferred here: the read-out and its scale, W initialised like every linear layer (a new model
+then starts near uniform, and training is faster), the draw per (sequence, token type) of the semi-lexinvariant form with a
+read-out from the same mixed table, learnt rows initialised to the law of the random ones, and the shared pool whose rows are
+permuted for every sequence.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def recover_key(evidence: Tensor, method: Aggregate = "assignment") -> Tensor:
     if method == "majority":
         return evidence.argmax(dim=1).masked_fill(evidence.sum(dim=1) == 0, -1)
     solve: Any = optional("scipy.optimize", "lab").linear_sum_assignment
-    rows, columns = solve(evidence.numpy(), maximize=True)
+    rows, columns = solve(evidence.detach().cpu().numpy(), maximize=True)
     key = torch.empty(len(evidence), dtype=torch.long)
     key[torch.as_tensor(rows)] = torch.as_tensor(columns)
     return key

@@ -63,8 +63,6 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
         # learnt rows have the law of the random ones, so that a mixed table has one scale
         if isinstance(module, nn.Embedding) and module is self.learnt:
             init.normal_(module.weight, mean=0.0, std=1.0)
-        elif isinstance(module, nn.Linear) and module is self.readout:
-            init.eye_(module.weight)
         else:
             super()._init_weights(module)
 
