@@ -8,6 +8,7 @@ import typer
 
 from tokenry import __version__
 from tokenry.cli.assets import assets
+from tokenry.cli.audit import audit
 from tokenry.cli.compare import compare
 from tokenry.cli.doctor import doctor
 from tokenry.cli.list_systems import list_systems
@@ -26,6 +27,7 @@ app.command("show")(show)
 app.command("doctor")(doctor)
 app.add_typer(assets, name="assets")
 app.command("compare")(compare)
+app.command("audit")(audit)
 app.command("reproduce")(reproduce)
 app.command("report")(report)
 

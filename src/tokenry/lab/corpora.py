@@ -13,9 +13,11 @@ import re
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from tokenry.core.checks import check_choice, check_range
+from tokenry.errors import AssetMissingError
 from tokenry.lab.assets import fetch
 from tokenry.lab.corpora_gettext import has_words, po_messages
 from tokenry.lab.corpora_html import html_blocks
@@ -101,7 +103,7 @@ def domain_corpus(name: str) -> list[str]:
 
 def _django(languages: Sequence[str] | None) -> ParallelCorpus:
     found: dict[str, dict[tuple[str, str, str], str]] = {}
-    root = fetch("django")
+    root = _django_root()
     for path in sorted(root.glob("**/locale/*/LC_MESSAGES/*.po")):
         place = path.relative_to(root)
         catalogue = "/".join((*place.parts[:-3], place.name))
@@ -121,6 +123,17 @@ def _django(languages: Sequence[str] | None) -> ParallelCorpus:
     lines = {"en": [key[2] for key in rows], **{code: [found[code][key] for key in rows] for code in sorted(chosen)}}
     facts = {"messages": len(rows), "without words or repeated": len(common) - len(rows), "locales read": len(found)}
     return ParallelCorpus("django", tuple(lines), lines, facts).select(languages or tuple(lines))
+
+
+def _django_root() -> Path:
+    """Folder of the catalogues: the asset, or an installed Django (of whatever version) when the asset is not here."""
+    try:
+        return fetch("django")
+    except AssetMissingError:
+        spec = find_spec("django")
+        if spec is None or spec.origin is None:
+            raise
+        return Path(spec.origin).parent
 
 
 def _widest(messages: Mapping[str, set]) -> list[str]:

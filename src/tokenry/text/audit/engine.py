@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,13 +79,17 @@ class _Worker:
             encoder.ready().__enter__()  # for as long as the process lives
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        number, where, chunk = pickle.loads(row["chunk"])
+        try:
+            return {"count": pickle.dumps(self._count(*pickle.loads(row["chunk"])))}
+        except (TypeError, ValueError) as error:  # raised again where the caller can catch it as what it is
+            return {"count": pickle.dumps(error)}
+
+    def _count(self, number: int, where: str, chunk: Chunk | FileChunk) -> tuple:
         if isinstance(chunk, FileChunk):
             chunk = chunk.read()
         sizes = byte_sizes(chunk, chunk.path or where)
         counts = {encoder.name: encoder.count(chunk.lines, chunk.first) for encoder in self.encoders}
-        characters = [len(line) for line in chunk.lines]
-        return {"count": pickle.dumps((number, chunk.first, characters, sizes, counts))}
+        return number, chunk.first, list(map(len, chunk.lines)), sizes, counts
 
 
 def count_by_ray(
@@ -100,18 +106,44 @@ def count_by_ray(
     """
     data: Any = optional("ray.data", "scale")
     rows = [{"chunk": pickle.dumps(task)} for task in _tasks(units, size)]
+    names = {encoder.name: encoder for encoder in encoders}
     if not rows:
         return
-    dataset = data.from_items(rows, override_num_blocks=max(workers, min(len(rows), 4 * workers)))
-    dataset = dataset.map(_Worker, fn_constructor_args=(list(encoders),), concurrency=workers)
-    names = {encoder.name: encoder for encoder in encoders}
-    for done, row in enumerate(dataset.iter_rows(), 1):
-        number, first, characters, sizes, counts = pickle.loads(row["count"])
-        units[number].text.add(first, characters, sizes)
-        for name, count in counts.items():
-            used[name][count.used] = True
-            units[number].add(name, first, count, names[name].examples)
-        progress(f"{done} of {len(rows)} chunks", done / len(rows))
+    with _quiet_ray(workers):
+        dataset = data.from_items(rows, override_num_blocks=max(workers, min(len(rows), 4 * workers)))
+        pool = data.ActorPoolStrategy(size=workers)
+        dataset = dataset.map(_Worker, fn_constructor_args=(list(encoders),), compute=pool)
+        for done, row in enumerate(dataset.iter_rows(), 1):
+            found = pickle.loads(row["count"])
+            if isinstance(found, Exception):
+                raise found
+            number, first, characters, sizes, counts = found
+            units[number].text.add(first, characters, sizes)
+            for name, count in counts.items():
+                used[name][count.used] = True
+                units[number].add(name, first, count, names[name].examples)
+            progress(f"{done} of {len(rows)} chunks", done / len(rows))
+
+
+@contextmanager
+def _quiet_ray(workers: int) -> Iterator[None]:
+    """Ray without its progress reports; one that was not running is started, and stopped again at the end."""
+    ray: Any = optional("ray", "scale")
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.data.DataContext.get_current()
+    logger = logging.getLogger("ray.data")
+    before = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        logger.setLevel(before[1])
+        if started:
+            ray.shutdown()
 
 
 def _tasks(units: Sequence[Unit], size: int) -> Iterator[tuple[int, str, Chunk | FileChunk]]:
