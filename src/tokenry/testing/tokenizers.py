@@ -31,7 +31,7 @@ _TEXTS = (
 def sample_texts(count: int = 40, seed: int = 0) -> list[str]:
     """Texts that tokenizers get wrong: white space, controls, combining marks, right-to-left, emoji, random code points."""
     draw = random.Random(seed)
-    texts = list(_TEXTS)
+    texts: list[str] = list(_TEXTS)
     for _ in range(count):
         scalars = [draw.choice((draw.randrange(0x80), draw.randrange(0x800), draw.randrange(0x10000), draw.randrange(0x110000)))
                    for _ in range(draw.randrange(1, 30))]  # fmt: skip
@@ -46,8 +46,8 @@ def check_tokenizer(
     """Run every contract check on a ``tokenizers.Tokenizer`` or a fast tokenizer of transformers.
 
     Checked: ids are contiguous from 0; every byte and difficult Unicode texts round-trip (or equal `normalizer` of the text);
-    encoding is deterministic, the same alone and in a batch, and changes nothing in the tokenizer; it saves and loads as a plain
-    ``PreTrainedTokenizerFast`` with equal ids; no special token comes without being asked for; lone surrogates are refused.
+    encoding is deterministic, the same alone and in a batch, and changes nothing in the tokenizer; it saves and loads as a
+    plain ``PreTrainedTokenizerFast`` with equal ids; no special token comes unasked; lone surrogates are refused.
 
     Args:
         tokenizer: what to check.

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 from tokenry.core.checks import check_choice
-from tokenry.text.premium.counting import encoded
 from tokenry.text.premium.inequity import byte_coefficient
+from tokenry.text.tokenized import encoded
 
 
 def proportion_whitespace(lines: Sequence[str]) -> float:
