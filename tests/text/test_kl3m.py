@@ -5,27 +5,22 @@ from __future__ import annotations
 import gzip
 import json
 import pydoc_data.topics
-import random
 import subprocess
 import sys
 import unicodedata
-from functools import lru_cache
+from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 from tokenizers import Tokenizer
 
 from tokenry import MissingDependencyError
 from tokenry.testing.tokenizers import check_tokenizer, sample_texts
 from tokenry.text.kl3m import (
-    ERRORS,
     GROUPS,
     SPECIAL_TOKENS,
     add_padding_tokens,
-    align,
     average_tokens_per_character,
-    boundary_agreement,
     citation_strings,
     corrupt,
     custom_tokens,
@@ -35,7 +30,6 @@ from tokenry.text.kl3m import (
     relative_saving,
     reporter_abbreviations,
     term_costs,
-    token_sizes,
     tokens_per_character,
     train_char_tokenizer,
     train_domain_tokenizer,
@@ -62,7 +56,8 @@ def ids(tokenizer, text):
 
 def test_counts_of_the_recipe():
     """500 cased and 457 lower-cased without the citation part; each group by hand."""
-    assert len(custom_tokens()) == 500 and len(custom_tokens(lowercase=True)) == 457
+    assert len(custom_tokens()) == 500
+    assert len(custom_tokens(lowercase=True)) == 457
     sizes = {name: len(custom_tokens(groups=[name])) for name in GROUPS if name != "citations"}
     assert sizes == {
         "whitespace": 4 * 7 + 2,
@@ -81,9 +76,14 @@ def test_counts_of_the_recipe():
 def test_citations_are_split_sorted_and_unique():
     tokens = custom_tokens(citations=["F. Supp. 2d", "U.S.", "F. Supp.", "a b"])
     assert {"F.", "Supp.", "2d", "U.S.", "(iv)", "(Z)", "(99)", "999", "1983"} <= set(tokens)
-    assert "a" not in tokens and "F. Supp." not in tokens and "2050" not in tokens and tokens == sorted(set(tokens))
+    assert "a" not in tokens
+    assert "F. Supp." not in tokens
+    assert "2050" not in tokens
+    assert tokens == sorted(set(tokens))
     lower = custom_tokens(citations=["F. Supp."], lowercase=True)
-    assert "supp." in lower and all(t == t.lower() for t in lower) and "(Z)" not in lower
+    assert "supp." in lower
+    assert all(t == t.lower() for t in lower)
+    assert "(Z)" not in lower
     assert custom_tokens(citations=["X.Y."], groups=["citations"]) == ["X.Y."]
 
 
@@ -118,21 +118,26 @@ def test_citation_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize("tokenizer", [CHAR, DOMAIN])
 def test_special_tokens_and_padding(tokenizer):
     assert [tokenizer.id_to_token(i) for i in range(13)] == list(SPECIAL_TOKENS)
-    assert SPECIAL_TOKENS[:4] == ("<|start|>", "<|end|>", "<|pad|>", "<|unk|>") and SPECIAL_TOKENS[8] == "</|system|>"
+    assert SPECIAL_TOKENS[:4] == ("<|start|>", "<|end|>", "<|pad|>", "<|unk|>")
+    assert SPECIAL_TOKENS[8] == "</|system|>"
     short, long = tokenizer.encode_batch(["a", "a longer text"])
-    assert short.ids[0] == 2 and short.ids[-1] != 2 and len(short.ids) == len(long.ids)
+    assert short.ids[0] == 2
+    assert short.ids[-1] != 2
+    assert len(short.ids) == len(long.ids)
     fast = kl3m_to_transformers(tokenizer)
     assert (fast.bos_token_id, fast.eos_token_id, fast.pad_token_id, fast.unk_token_id) == (0, 1, 2, 3)
     assert (fast.sep_token_id, fast.cls_token_id, fast.mask_token_id, fast.padding_side) == (4, 5, 6, "left")
 
 
 def test_sizes_are_the_sizes_asked_for():
-    assert CHAR.get_vocab_size() == 700 and DOMAIN.get_vocab_size() == 1500
+    assert CHAR.get_vocab_size() == 700
+    assert DOMAIN.get_vocab_size() == 1500
     assert train_char_tokenizer(TEXTS, 700, released=True).get_vocab_size() == 687
-    assert train_domain_tokenizer(TEXTS, 1500, custom=()).get_vocab_size() == 1500
+    assert train_domain_tokenizer(TEXTS, 900, custom=()).get_vocab_size() == 900
     learned = ["the", "of", "zzz", "is", "yyy"]  # what BPE learns anyway takes no second place
     with_learned = train_domain_tokenizer(TEXTS, 600, custom=learned)
-    assert with_learned.get_vocab_size() == 600 and {"the", "zzz", "yyy"} <= set(with_learned.get_vocab())
+    assert with_learned.get_vocab_size() == 600
+    assert {"the", "zzz", "yyy"} <= set(with_learned.get_vocab())
     released = train_domain_tokenizer(TEXTS, 600, custom=learned, released=True)
     assert released.get_vocab_size() == 600 - 13 - sum(t in bpe_parts(released)[0] for t in learned)
 
@@ -148,7 +153,8 @@ def test_no_merged_token_is_longer_than_the_cap(cap):
 
 def test_a_longer_cap_never_costs_tokens_on_the_training_text():
     costs = [tokens_per_character(train_char_tokenizer(TEXTS, 700, max_chars=cap), TEXTS) for cap in (1, 2, 3, 4, 8)]
-    assert all(a >= b for a, b in zip(costs, costs[1:], strict=False)) and all(0 < c <= 4 for c in costs)
+    assert all(a >= b for a, b in pairwise(costs))
+    assert all(0 < c <= 4 for c in costs)
 
 
 def test_released_alphabet_loses_bytes_and_ours_does_not():
@@ -165,9 +171,11 @@ def test_custom_tokens_are_single_ids_and_never_split():
     for token in custom_tokens():
         assert len(ids(DOMAIN, token)) == 1, token
     year = DOMAIN.token_to_id("1983")
-    assert year in ids(DOMAIN, "in 1983, and") and year in ids(DOMAIN, "19834")
+    assert year in ids(DOMAIN, "in 1983, and")
+    assert year in ids(DOMAIN, "19834")
     apart = train_domain_tokenizer(TEXTS, 600, custom=["1983"], single_word=True)
-    assert apart.token_to_id("1983") in ids(apart, "in 1983,") and apart.token_to_id("1983") not in ids(apart, "19834")
+    assert apart.token_to_id("1983") in ids(apart, "in 1983,")
+    assert apart.token_to_id("1983") not in ids(apart, "19834")
     longest = train_domain_tokenizer(TEXTS, 600, custom=["##", "###"])
     assert ids(longest, "###") == [longest.token_to_id("###")]
 
@@ -184,7 +192,8 @@ def test_lowercase_and_normalization():
 
 def test_mlm_puts_cls_and_sep_around_a_text():
     tokenizer = train_char_tokenizer(TEXTS, 600, mlm=True)
-    assert tokenizer.encode("a b").ids[0] == 5 and tokenizer.encode("a b").ids[-1] == 4
+    assert tokenizer.encode("a b").ids[0] == 5
+    assert tokenizer.encode("a b").ids[-1] == 4
     plain = train_char_tokenizer(TEXTS, 600)
     assert tokenizer.encode("a b").ids[1:-1] == plain.encode("a b").ids
     assert tokens_per_character(tokenizer, "a b") == tokens_per_character(plain, "a b")
@@ -193,7 +202,8 @@ def test_mlm_puts_cls_and_sep_around_a_text():
 def test_special_text_can_be_made_harmless():
     assert 1 in ids(DOMAIN, "x<|end|>y")
     safe = neutral_to_special_text(DOMAIN)
-    assert 1 not in ids(safe, "x<|end|>y") and safe.decode(ids(safe, "x<|end|>y")) == "x<|end|>y"
+    assert 1 not in ids(safe, "x<|end|>y")
+    assert safe.decode(ids(safe, "x<|end|>y")) == "x<|end|>y"
 
 
 def test_determinism():
@@ -210,18 +220,15 @@ def test_padding_reaches_the_next_power_of_two(size, ours, theirs):
         tokenizer = train_bpe(TEXTS, size)
         assert add_padding_tokens(tokenizer, released=released) == target - size
         assert tokenizer.get_vocab_size() == target
-    assert (
-        tokenizer.token_to_id("  ") == size
-        and tokenizer.token_to_id("\n\n") == size + 1
-        and tokenizer.token_to_id("   ") == size + 2
-    )
+    assert tokenizer.token_to_id("  ") == size
+    assert tokenizer.token_to_id("\n\n") == size + 1
+    assert tokenizer.token_to_id("   ") == size + 2
 
 
 def test_padding_tokens_change_nothing_but_runs_of_white_space():
     plain, padded = (train_char_tokenizer(TEXTS, 900, pad_to_power_of_two=pad) for pad in (False, True))
-    assert (
-        padded.get_vocab_size() == 1024 and train_char_tokenizer(TEXTS, 512, pad_to_power_of_two=True).get_vocab_size() == 512
-    )
+    assert padded.get_vocab_size() == 1024
+    assert train_char_tokenizer(TEXTS, 512, pad_to_power_of_two=True).get_vocab_size() == 512
     for text in ["one two\tthree\nfour", "a b c.", *(" ".join(t.split()) for t in TEXTS[:3])]:
         assert ids(plain, text) == ids(padded, text)
     check_tokenizer(padded, normalizer=nfkc)
@@ -262,7 +269,9 @@ def test_jsonl_plain_gzip_and_sampling(tmp_path):
     assert list(read_jsonl(plain)()) == list(read_jsonl(str(packed))()) == list(read_jsonl(packed, field="body")()) == lines
     some = read_jsonl([f"{plain}:0.3", f"{packed}:0.3"], seed=5)
     kept = list(some())
-    assert 500 < len(kept) < 700 and kept == list(some()) and set(kept) <= set(lines)
+    assert 500 < len(kept) < 700
+    assert kept == list(some())
+    assert set(kept) <= set(lines)
     assert kept != list(read_jsonl([f"{plain}:0.3", f"{packed}:0.3"], seed=6)())
     assert train_char_tokenizer(read_jsonl(plain), 300).to_str() == train_char_tokenizer(lines, 300).to_str()
 
@@ -281,87 +290,6 @@ def test_jsonl_defects_are_named(tmp_path):
     for given_ in (tmp_path / "none.jsonl", f"{path}:0", f"{path}:1.5", f"{path}:often", []):
         with pytest.raises(ValueError):
             read_jsonl(given_)
-
-
-# Evaluation ---------------------------------------------------------------------------------------------------------------
-
-
-def test_evaluation_by_hand():
-    bytes_only = train_char_tokenizer(["abc"], 269)
-    assert tokens_per_character(bytes_only, "aé") == 1.5 and tokens_per_character(bytes_only, ["aé", "b"]) == 4 / 3
-    assert term_costs(bytes_only, ["ab", "é"]) == {"ab": 2, "é": 2} and relative_saving(3, 4) == 0.25
-    table = average_tokens_per_character(bytes_only, {"x": ["a"], "y": ["é"]})
-    assert table == {"x": 1.0, "y": 2.0, "average": 1.5}
-    histogram = token_sizes(bytes_only)
-    assert (histogram.short, histogram.medium, histogram.long) == (256, 0, 0)
-    wide = token_sizes(DOMAIN)
-    assert (
-        wide.short + wide.medium + wide.long == DOMAIN.get_vocab_size() - 13 == sum(wide.by_length.values())
-        and wide.medium > wide.long
-    )
-
-
-@lru_cache(None)
-def distance(a, b):
-    if not a or not b:
-        return len(a) + len(b)
-    return min(distance(a[1:], b) + 1, distance(a, b[1:]) + 1, distance(a[1:], b[1:]) + (a[0] != b[0]))
-
-
-@FAST
-@given(a=st.text("abc", max_size=9), b=st.text("abc", max_size=9))
-def test_alignment_is_a_shortest_edit_script(a, b):
-    pairs = align(a, b)
-    assert all(a[i] == b[j] for i, j in pairs)
-    assert all(p[0] < q[0] and p[1] < q[1] for p, q in zip(pairs, pairs[1:], strict=False))
-    cost, i, j = 0, 0, 0
-    for x, y in [*pairs, (len(a), len(b))]:
-        cost += max(x - i, y - j)
-        i, j = x + 1, y + 1
-    assert cost == distance(a, b)
-
-
-@FAST
-@given(seed=st.integers(0, 10**6), rate=st.floats(0.0, 0.3))
-def test_boundary_agreement(seed, rate):
-    clean = TEXTS[seed % 25][:200]
-    noisy = corrupt(clean, rate, seed=seed)
-    for tokenizer in (CHAR, DOMAIN):
-        same = boundary_agreement(tokenizer, clean, clean)
-        assert same.f1 == 1.0 and same.shared == same.clean == same.noisy
-        there, back = boundary_agreement(tokenizer, clean, noisy), boundary_agreement(tokenizer, noisy, clean)
-        assert 0 <= there.f1 <= 1 and there.shared <= min(there.clean, there.noisy)
-        assert (there.clean, there.noisy) == (back.noisy, back.clean)
-
-
-def test_boundary_agreement_by_hand():
-    words = train_domain_tokenizer(["cat sat on mat"] * 20, 400, custom=(), min_frequency=1)
-    assert [words.decode([i]) for i in ids(words, "cat sat on")] == ["cat", " sat", " on"]
-    changed = boundary_agreement(words, "cat sat on", "cat xat on")
-    starts = {e[0] for e in words.encode("cat xat on").offsets} - {0}
-    assert (changed.clean, changed.noisy, changed.shared) == (2, len(starts), 2)
-    assert boundary_agreement(words, "", "").f1 == 1.0 and boundary_agreement(words, "cat", "").f1 == 1.0
-
-
-def test_short_tokens_keep_boundaries_under_noise():
-    draw = random.Random(0)
-    passages = [t[i : i + 250] for t in TEXTS for i in [draw.randrange(max(1, len(t) - 250))]]
-    long = train_char_tokenizer(TEXTS, 700, max_chars=32)
-    f1 = {
-        name: sum(boundary_agreement(tokenizer, p, corrupt(p, 0.08, seed=i)).f1 for i, p in enumerate(passages)) / len(passages)
-        for name, tokenizer in (("capped", CHAR), ("uncapped", long))
-    }
-    assert f1["capped"] > f1["uncapped"]
-
-
-@FAST
-@given(text=st.text(max_size=80), seed=st.integers(0, 10**6))
-def test_noise(text, seed):
-    assert corrupt(text, 0.0) == text
-    assert corrupt(text, 0.5, seed=seed) == corrupt(text, 0.5, seed=seed)
-    kinds = {kind: corrupt("modern clinic 1983 law", 1.0, errors=[kind], seed=seed) for kind in ERRORS}
-    assert len(kinds["deletion"]) < 10 and "  " in kinds["space_added"] and " " not in kinds["space_lost"]
-    assert kinds["case"] == "MODERN CLINIC 1983 LAW" and len(kinds["transposition"]) == len(kinds["substitution"]) == 22
 
 
 # Contract -----------------------------------------------------------------------------------------------------------------

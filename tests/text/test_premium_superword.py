@@ -6,6 +6,7 @@ import pydoc_data.topics
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -67,7 +68,7 @@ def replay(base, texts, found):
     for pair in found:
         pairs = Counter()
         for word, count in words.items():
-            for neighbours in zip(word, word[1:], strict=False):
+            for neighbours in pairwise(word):
                 pairs[neighbours] += count
         yield pairs[pair], max(pairs.values())
         words = Counter({tuple(merge(list(word), pair)): count for word, count in words.items()})
@@ -77,15 +78,18 @@ def test_stage_two_merges_the_most_frequent_pair_each_time():
     texts = [TEXTS[0][:3000], TEXTS[3][:3000]]
     base = train_bpe(texts, 400)
     merges = bpe_parts(extend_superword(base, texts, 440))[1]
-    assert merges[:144] == bpe_parts(base)[1] and len(merges) == 184
+    assert merges[:144] == bpe_parts(base)[1]
+    assert len(merges) == 184
     steps = list(replay(base, texts, merges[144:]))
-    assert steps[0][1] > 5 and all(count == best for count, best in steps)
+    assert steps[0][1] > 5
+    assert all(count == best for count, best in steps)
 
 
 def test_first_entries_are_plain_bpe_and_later_ones_cross_spaces():
     vocab, merges = bpe_parts(SUPER)
     plain, plain_merges = bpe_parts(PLAIN)
-    assert SUPER.get_vocab_size() == 1200 and set(vocab.values()) == set(range(1200))
+    assert SUPER.get_vocab_size() == 1200
+    assert set(vocab.values()) == set(range(1200))
     assert {t for t, i in vocab.items() if i < 1080} == {t for t, i in plain.items() if i < 1080}
     assert merges[: 1080 - 256] == plain_merges[: 1080 - 256]
     assert sum("\u0120" in t.lstrip("\u0120") for t, i in vocab.items() if i >= 1080) > 50
@@ -114,7 +118,7 @@ def test_round_trip(text):
 def test_counts_never_rise_with_more_merges_of_one_list():
     for tokenizer in (SUPER, PLAIN):
         counts = [total(truncate(tokenizer, size)) for size in range(256, 1201, 118)]
-        assert all(a >= b for a, b in zip(counts, counts[1:], strict=False))
+        assert all(a >= b for a, b in pairwise(counts))
     assert total(truncate(PLAIN, 256)) == sum(len(t.encode()) for t in TEXTS)
 
 
@@ -129,7 +133,8 @@ def test_word_cap_and_colon_rule_hold_for_every_stage_two_entry():
     for cap in (1, 2, 3):
         vocab, _ = bpe_parts(train_superword(TEXTS, 1200, max_words=cap, colon_boundary=True))
         later = [t for t, i in vocab.items() if i >= 1080]
-        assert len(later) == 120 and max(t.count("\u0120") for t in later) <= cap
+        assert len(later) == 120
+        assert max(t.count("\u0120") for t in later) <= cap
         assert not any(":" in t.rstrip(":") for t in later)
     assert any(t.count("\u0120") > 2 for t, i in bpe_parts(SUPER)[0].items() if i >= 1080)
 
@@ -142,7 +147,8 @@ def test_truncation_is_training_to_the_smaller_size():
 
 def test_special_tokens_come_first_and_stay_special():
     tokenizer = train_superword(TEXTS, 700, special_tokens=["<pad>", "<eos>"])
-    assert [tokenizer.id_to_token(i) for i in (0, 1)] == ["<pad>", "<eos>"] and tokenizer.get_vocab_size() == 700
+    assert [tokenizer.id_to_token(i) for i in (0, 1)] == ["<pad>", "<eos>"]
+    assert tokenizer.get_vocab_size() == 700
     assert tokenizer.decode(tokenizer.encode("a<eos>b").ids) == "ab"
     check_tokenizer(tokenizer)
 
@@ -191,7 +197,8 @@ def test_bad_input(tmp_path):
 
 def test_more_entries_than_private_characters():
     characters = _characters(131_070)
-    assert len(set(characters)) == 131_070 and "".join(characters).encode("utf-8")
+    assert len(set(characters)) == 131_070
+    assert "".join(characters).encode("utf-8")
     with pytest.raises(ValueError, match="at most"):
         _characters(800_000)
 

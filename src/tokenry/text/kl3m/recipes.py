@@ -108,13 +108,17 @@ def train_domain_tokenizer(
     if not released:
         tokenizer = _make_room(tokenizer, wanted, vocab_size)
     known = tokenizer.get_vocab()
-    added = [t for t in wanted if t not in known or (not released and _falls_apart(tokenizer, t))]
-    tokenizer.add_tokens([AddedToken(token, single_word=single_word, normalized=True) for token in added])
+    added, done = [token for token in wanted if token not in known], set()
+    while added:
+        done.update(added)
+        tokenizer.add_tokens([AddedToken(token, single_word=single_word, normalized=True) for token in added])
+        learned = [] if released else [token for token in wanted if token in known and token not in done]
+        added = [token for token in learned if _falls_apart(tokenizer, token)]
     return _finish(tokenizer, released, pad_to_power_of_two, mlm)
 
 
 def _falls_apart(tokenizer: Tokenizer, token: str) -> bool:
-    """Whether BPE, which has the token, still spells it otherwise (the merges that made it lost to earlier ones)."""
+    """Whether a token that BPE has learned is still spelled otherwise, for earlier merges or for another added token in it."""
     return len(tokenizer.encode(token, add_special_tokens=False).ids) != 1
 
 
