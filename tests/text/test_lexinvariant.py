@@ -111,12 +111,17 @@ def test_a_rate_of_zero_is_the_standard_model_and_of_one_the_lexinvariant():
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10**6), rate=st.floats(0, 1), table=st.sampled_from(["sequence", "pool"]))
+@given(
+    seed=st.integers(0, 10**6), rate=st.sampled_from([0.0]) | st.floats(0.05, 1), table=st.sampled_from(["sequence", "pool"])
+)
 def test_draws(seed, rate, table):
     def draw():
         return draw_lexicon(40, 30, 8, table=table, rate=rate, fixed_tokens=(2,), generator=torch.Generator().manual_seed(seed))
 
     lexicon, again = draw(), draw()
+    if rate == 0.0:
+        assert lexicon.blank
+        return
     assert lexicon.same_as(again)
     assert lexicon.table().shape == (40, 30, 8)
     assert not lexicon.replaced[:, 2].any()

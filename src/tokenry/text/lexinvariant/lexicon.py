@@ -18,6 +18,8 @@ class Lexicon:
         rows: [B,V,d] float, or the pool [V,d] that the batch shares.
         index: [B,V] long, row of the pool for each token; None when `rows` holds a table per sequence.
         replaced: [B,V] bool, True where a token type is random and not learnt; None = all of them.
+
+    A blank lexicon, of a model that uses its learnt embeddings alone, has rows [B,0,d].
     """
 
     rows: Tensor
@@ -28,6 +30,17 @@ class Lexicon:
     def batch(self) -> int:
         """Sequences B."""
         return int((self.rows if self.index is None else self.index).shape[0])
+
+    @property
+    def blank(self) -> bool:
+        """Whether no token is random."""
+        return self.index is None and self.rows.shape[1] == 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens V."""
+        known = next(x for x in (self.index, self.replaced, self.rows) if x is not None)
+        return int(known.shape[1])
 
     def same_as(self, other: Lexicon) -> bool:
         """Whether both give every token of every sequence the same embedding."""
@@ -60,7 +73,7 @@ class Lexicon:
 
         if self.index is not None:
             return Lexicon(self.rows, move(self.index), move(self.replaced))
-        rows = self.rows.gather(1, inverse[..., None].expand(-1, -1, self.rows.shape[-1]))
+        rows = self.rows if self.blank else self.rows.gather(1, inverse[..., None].expand(-1, -1, self.rows.shape[-1]))
         return Lexicon(rows, None, move(self.replaced))
 
 
@@ -101,7 +114,9 @@ def draw_lexicon(
     check_int("width", width, 1)
     check_range("rate", rate, 0.0, 1.0)
     index = None
-    if table == "pool":
+    if rate == 0.0:  # nothing is random: a table would be drawn for nothing
+        rows = torch.empty(batch, 0, width, device=device)
+    elif table == "pool":
         rows = torch.randn(vocab_size, width, generator=generator, device=device)
         index = torch.stack([torch.randperm(vocab_size, generator=generator, device=device) for _ in range(batch)])
     else:
@@ -127,7 +142,7 @@ def lexicon_of(given: Lexicon | Tensor, batch: int, vocab_size: int, width: int,
             replaced = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
             replaced[:, list(fixed_tokens)] = False
         given = Lexicon(rows, None, replaced)
-    found = (given.batch, int((given.rows if given.index is None else given.index).shape[1]), int(given.rows.shape[-1]))
+    found = (given.batch, given.vocab_size, int(given.rows.shape[-1]))
     if found != (batch, vocab_size, width):
         raise ValueError(
             f"lexicon must be for [batch, vocab_size, hidden_size] = {[batch, vocab_size, width]}, got {list(found)}"

@@ -124,6 +124,8 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
 
     def embed(self, ids: Tensor, lexicon: Lexicon) -> Tensor:
         """Embeddings of ids [B,T] under the lexicon, learnt rows included: [B,T,d]."""
+        if lexicon.blank and self.learnt is not None:
+            return self.learnt(ids)
         drawn = lexicon.embed(ids).to(self.dtype)
         if self.learnt is None or lexicon.replaced is None:
             return drawn
@@ -134,6 +136,8 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits [B,T,V] of states [B,T,d]: inner products with the same table, over sqrt(d)."""
         states = states if self.readout is None else self.readout(states)
         states = states / math.sqrt(self.config.hidden_size)
+        if lexicon.blank and self.learnt is not None:
+            return states @ self.learnt.weight.T
         drawn = lexicon.products(states)
         if self.learnt is None or lexicon.replaced is None:
             return drawn

@@ -37,6 +37,7 @@ _EXPORTS = {
     "SpelledWords": _AT + "generation",
     "generate_words": _AT + "generation",
     "score_words": _AT + "generation",
+    "spell_next": _AT + "generation",
     "ByteUnits": _AT + "text",
     "CharUnits": _AT + "text",
     "WordSplitter": _AT + "text",

@@ -76,7 +76,7 @@ def generate_words(
     state = _last(states, mask)
     words: list[tuple[Tensor, Tensor, Tensor]] = []
     for number in range(max_new_words):
-        words.append(_spell_one(model, state, do_sample, temperature, generator))
+        words.append(spell_next(model, state, do_sample=do_sample, temperature=temperature, generator=generator))
         if number + 1 < max_new_words:
             units, lengths, _ = words[-1]
             if mask is not None:
@@ -94,10 +94,20 @@ def _last(states: Tensor, mask: Tensor | None) -> Tensor:
     return states[torch.arange(len(states), device=states.device), index]
 
 
-def _spell_one(
-    model: WordPoolForCausalLM, state: Tensor, do_sample: bool, temperature: float, generator: torch.Generator | None
+@torch.no_grad()
+def spell_next(
+    model: WordPoolForCausalLM,
+    state: Tensor,
+    *,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    longest: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Units [B,canvas], length [B] and log-probability [B] of the next word after state [B,p,d]."""
+    """Spell the word after state [B,p,d]: units [B,canvas], lengths [B] and log-probabilities [B].
+
+    `longest` stops after that many units (default: the canvas). The other options are those of :func:`generate_words`.
+    """
     config, count = model.config, state.shape[0]
     p, canvas, code = config.num_prefix, config.canvas_size, model.slot_code
     cache = BlockCache()
@@ -105,7 +115,8 @@ def _spell_one(
     units = torch.zeros(count, canvas, dtype=torch.long, device=state.device)
     total = torch.zeros(count, device=state.device)
     open_ = torch.ones(count, dtype=torch.bool, device=state.device)
-    for slot in range(canvas):
+    steps = canvas if longest is None else check_int("longest", longest, 1, canvas)
+    for slot in range(steps):
         scored = logits.log_softmax(-1)
         choice = logits.clone()
         if slot == 0:
@@ -118,7 +129,7 @@ def _spell_one(
         total = total + scored.gather(1, unit[:, None])[:, 0].masked_fill(~open_, 0.0)
         units[:, slot] = unit
         open_ = open_ & (unit != 0)
-        if slot + 1 == canvas or not bool(open_.any()):
+        if slot + 1 == steps or not bool(open_.any()):
             break
         entry = model.embedding(unit) + code[:, p + slot]
         if config.released_quirks:

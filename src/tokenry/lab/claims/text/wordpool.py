@@ -64,7 +64,7 @@ class WordPoolClaim(Claim):
             "window": {"smoke": 12, "small": 48, "paper": 192}[scale],
             "batch": {"smoke": 4, "small": 8, "paper": 16}[scale],
             "steps": {"smoke": 8, "small": 500, "paper": 50_000}[scale],
-            "rate": {"smoke": 4e-3, "small": 4e-3, "paper": 1e-4}[scale],
+            "rate": {"smoke": 3e-3, "small": 3e-3, "paper": 1e-4}[scale],
             "subwords": {"smoke": 200, "small": 1500, "paper": 8000}[scale],
             "whole_words": {"smoke": 200, "small": 3000, "paper": 20_000}[scale],
             "same_text": scale != "smoke",
