@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,8 +75,9 @@ class _Worker:
 
     def __init__(self, encoders: Sequence[AuditEncoder]) -> None:
         self.encoders = encoders
+        self._options = ExitStack()  # never closed: the options hold for as long as the process lives
         for encoder in encoders:
-            encoder.ready().__enter__()  # for as long as the process lives
+            self._options.enter_context(encoder.ready())
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -101,6 +101,8 @@ def byte_sizes(chunk: Chunk, where: str) -> list[int]:
     line: text that no tokenizer can take is never dropped silently.
     """
     try:
+        if not all(issubclass(kind, str) for kind in set(map(type, chunk.lines))):
+            raise AttributeError("a line is no string")
         return [len(line) if line.isascii() else len(line.encode("utf-8")) for line in chunk.lines]
     except (UnicodeEncodeError, AttributeError):
         for number, line in enumerate(chunk.lines, chunk.first + 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -52,8 +53,8 @@ def encoding_counts(words: Sequence[str], spellings: Spellings) -> tuple[float, 
 
 
 def costly_words(words: Sequence[str], encoder: AuditEncoder, number: int = 5) -> list[tuple[str, int]]:
-    """(word, tokens) of the words of four characters or more that take most tokens per character."""
-    some = [word for word in words if len(word) >= 4]
+    """(word, tokens) of the words that take most tokens per character: letters only, four characters or more."""
+    some = [word for word in words if len(word) >= 4 and all(unicodedata.category(letter)[0] in "LM" for letter in word)]
     counts = [len(ids) for ids in encoder.encode(some)]
     order = sorted(range(len(some)), key=lambda i: (-counts[i] / len(some[i]), -counts[i], some[i]))
     return [(some[i], counts[i]) for i in order[:number]]
