@@ -93,7 +93,14 @@ def main() -> None:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if not args.quick:
         shapes = {"batch": args.batch, "length": args.length, "width": args.width, "layers": args.layers, "dtype": "float32"}
-        content = {"shapes": shapes, "repeats": args.repeats, "environment": environment(args.device), "rows": rows}
+        setting = f"batch {args.batch}, {args.length} tokens, width {args.width}, {args.layers} blocks, float32, {args.device}"
+        content = {
+            "setting": setting,
+            "shapes": shapes,
+            "repeats": args.repeats,
+            "environment": environment(args.device),
+            "rows": rows,
+        }
         print(f"written: {write('lexinvariant', content, args.device)}")
 
 

@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--words", type=int, default=192)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
     args = parser.parse_args()
     if args.threads:
@@ -157,7 +157,16 @@ def main() -> None:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if not args.quick:
         shapes = {"batch": args.batch, "words": args.words, "width": args.width, "layers": args.layers, "dtype": "float32"}
-        content = {"shapes": shapes, "repeats": args.repeats, "environment": environment(args.device), "rows": rows}
+        setting = (
+            f"{args.batch} windows of {args.words} words, width {args.width}, {args.layers} blocks, float32, {args.device}"
+        )
+        content = {
+            "setting": setting,
+            "shapes": shapes,
+            "repeats": args.repeats,
+            "environment": environment(args.device),
+            "rows": rows,
+        }
         print(f"written: {write('wordpool', content, args.device)}")
 
 

@@ -273,3 +273,34 @@ def test_bad_calls_are_refused(message, options):
         make()(ids(), **options)
     with pytest.raises(ValueError, match="draws"):
         make().averaged_log_probs(ids(), draws=0)
+
+
+def test_dropout_never_separates_equal_tokens():
+    """With dropout on, the embeddings that reach the first block are equal for equal tokens of a sequence."""
+    model = make(dropout=0.5)
+    model.train()
+    seen = []
+    model.body.h[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model.body.wpe.weight.zero_()
+        model(torch.tensor([[1, 2, 1, 1]]), seed=0)
+    assert torch.equal(seen[0][0, 0], seen[0][0, 2])
+    assert torch.equal(seen[0][0, 0], seen[0][0, 3])
+
+
+def test_the_trainer_of_transformers_trains_it(tmp_path):
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    model = make(max_position_embeddings=16)
+    data = [{"input_ids": row, "labels": row} for row in ids(3, (16, 12))]
+    arguments = TrainingArguments(str(tmp_path), max_steps=4, per_device_train_batch_size=4, use_cpu=True, report_to=[], logging_steps=1,
+                                  disable_tqdm=True, save_steps=4)  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=data)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
+    back = LexinvariantForCausalLM.from_pretrained(tmp_path / "checkpoint-4").eval()
+    with torch.no_grad():
+        assert torch.equal(back(ids(), seed=1).logits, model.eval()(ids(), seed=1).logits)

@@ -20,7 +20,8 @@ class LexinvariantConfig(PreTrainedConfig):
         num_hidden_layers: decoder blocks.
         num_attention_heads: heads of a block.
         max_position_embeddings: longest sequence.
-        dropout: inside the default body, which is GPT-2's (pre-norm, learnt positions).
+        dropout: inside the blocks of the default body, which is GPT-2's (pre-norm, learnt positions); never on the embeddings,
+            which must stay equal for equal tokens.
         random_rate: r, the probability that a token type gets a random embedding in a sequence. 1 is the lexinvariant model,
             0 a standard language model, between them the semi-lexinvariant one (0.2 in the paper).
         table: ``"sequence"`` draws a table [V, d] for every sequence; ``"pool"`` draws one for the batch and permutes its rows
@@ -90,7 +91,7 @@ class LexinvariantConfig(PreTrainedConfig):
 
             made: PreTrainedConfig = GPT2Config(
                 vocab_size=1, n_positions=self.max_position_embeddings, n_embd=self.hidden_size, n_layer=self.num_hidden_layers,
-                n_head=self.num_attention_heads, resid_pdrop=self.dropout, embd_pdrop=self.dropout, attn_pdrop=self.dropout,
+                n_head=self.num_attention_heads, resid_pdrop=self.dropout, embd_pdrop=0.0, attn_pdrop=self.dropout,
                 initializer_range=self.initializer_range, bos_token_id=None, eos_token_id=None, pad_token_id=None,
             )  # fmt: skip
         else:

@@ -74,6 +74,7 @@ class FlatLM(PreTrainedModel):
 
     config_class = FlatLMConfig
     config: FlatLMConfig
+    accepts_loss_kwargs = False
     _supports_sdpa = True
 
     def __init__(self, config: FlatLMConfig) -> None:

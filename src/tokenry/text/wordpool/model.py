@@ -47,6 +47,7 @@ class WordPoolForCausalLM(PreTrainedModel):
     config: WordPoolConfig
     base_model_prefix = "words"
     main_input_name = "input_units"
+    accepts_loss_kwargs = False  # Trainer would count the pads of the labels as items
     _supports_sdpa = True
     _no_split_modules = ["CausalBlock", "TransformerEncoderLayer"]  # noqa: RUF012 (the attribute of the parent class)
 
@@ -97,7 +98,6 @@ class WordPoolForCausalLM(PreTrainedModel):
         word_lengths: Tensor | None = None,
         word_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> WordPoolOutput:
         """Logits and log-probabilities of words 1..T-1 of every window, and the loss of `labels`.
@@ -107,7 +107,6 @@ class WordPoolForCausalLM(PreTrainedModel):
             word_lengths: [B,T] units of every word, 1..C0; default: up to the last unit that is not 0.
             word_mask: [B,T] bool, False = padding (either side): never seen, never counted. Its units and length are ignored.
             labels: [B,T,C0] like `input_units` (shifted by one word inside); -100 does not count.
-            num_items_in_batch: divisor of the loss in place of the number of counted slots.
             kwargs: ignored, for ``Trainer``.
 
         Raises:
@@ -121,7 +120,7 @@ class WordPoolForCausalLM(PreTrainedModel):
         width = batch.units.shape[2]
         log_probs = batch.word_log_probs(logits, self.config.canvas_size)
         logits = logits[:, :, :width]
-        loss = None if labels is None else self._loss(logits, labels, batch, num_items_in_batch)
+        loss = None if labels is None else self._loss(logits, labels, batch)
         return WordPoolOutput(loss, logits, log_probs, pooled, states)
 
     def _slots(self, units: Tensor) -> Tensor:
@@ -200,7 +199,7 @@ class WordPoolForCausalLM(PreTrainedModel):
         # slot p-1 predicts unit 1, the slot of unit k predicts unit k+1
         return self.head(decoded[:, :, p - 1 :])
 
-    def _loss(self, logits: Tensor, labels: Tensor, batch: WordBatch, items: Tensor | int | None) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, batch: WordBatch) -> Tensor:
         """Mean cross-entropy: up to and including the first 0 of a word, or every slot in the released form."""
         if labels.shape != batch.units.shape:
             raise ValueError(f"labels must have the shape of input_units {list(batch.units.shape)}, got {list(labels.shape)}")
@@ -216,7 +215,7 @@ class WordPoolForCausalLM(PreTrainedModel):
             counted = counted & (ended == 0)
         target = target.masked_fill(~counted, -100)
         total = F.cross_entropy(logits.flatten(0, 2).float(), target.flatten(), ignore_index=-100, reduction="sum")
-        return total / (counted.sum().clamp(min=1) if items is None else items)
+        return total / counted.sum().clamp(min=1)
 
     def generate_words(self, input_units: Tensor, word_lengths: Tensor | None = None, **options: Any) -> Any:
         """Continue windows of words; see :func:`tokenry.text.wordpool.generate_words`."""
