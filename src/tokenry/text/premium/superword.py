@@ -9,7 +9,7 @@ The word cap and the colon rule are known from the names of released tokenizers 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -105,12 +105,21 @@ def extend_superword(
 
 def count_pieces(source: Source, regex: str) -> Counter[str]:
     """How often each piece between stage-2 boundaries occurs. Lines are separate: a document would be one huge piece."""
-    split = pre_tokenizers.Split(Regex(regex), "isolated").pre_tokenize_str
-    counts: Counter[str] = Counter()
+    lines: Counter[str] = Counter()
     for text in source():
-        for line in text.splitlines(keepends=True):
-            counts.update([piece for piece, _ in split(line)])
-    return counts
+        lines.update(text.splitlines(keepends=True))
+    groups: defaultdict[int, list[str]] = defaultdict(list)  # lines that occur equally often are split once
+    for line, count in lines.items():
+        groups[count].append(line)
+    del lines
+    split = pre_tokenizers.Split(Regex(regex), "isolated").pre_tokenize_str
+    total: Counter[str] = Counter()
+    for times, group in groups.items():
+        found = Counter([piece for line in group for piece, _ in split(line)])
+        if times > 1:
+            found = Counter({piece: times * count for piece, count in found.items()})
+        total.update(found)
+    return total
 
 
 def _characters(count: int) -> list[str]:

@@ -2,8 +2,8 @@
 
 Real text at scale ``small``: licence texts (legal), an accounting handbook (financial), a manual (technical) and help topics
 (general). Tokenizers of one comparison have the same vocabulary size, the same number of training bytes and the same recipe but
-for the part that is compared; documents are held out whole. Licences repeat each other's sentences, so a part of the held-out legal
-lines occurs in the training text: the share is recorded, and the cost on the lines that do not is recorded beside it.
+for the part that is compared; documents are held out whole. Licences repeat each other's sentences, so a part of the held-out
+legal lines occurs in the training text: the share is recorded, and beside it the cost on the lines that do not.
 """
 
 from __future__ import annotations
