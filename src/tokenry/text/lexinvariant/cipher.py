@@ -177,11 +177,12 @@ def hill_climb_key(symbols: Tensor, bigrams: Tensor, *, start: Tensor | None = N
     seen = pairs.view(size, size)
     key = frequency_key(flat, bigrams.sum(dim=1)) if start is None else start.clone()
     swaps = torch.combinations(torch.arange(size), 2)
+    chunk = max(1, 2**21 // size**2)
     best = float((seen * law[key][:, key]).sum())
     for _ in range(max_rounds):
         tried = key.repeat(len(swaps), 1)
         tried.scatter_(1, swaps, key[swaps.flip(1)])
-        scores = torch.stack([(seen * law[k][:, k]).sum() for k in tried])
+        scores = torch.cat([(seen * law[k[:, :, None], k[:, None, :]]).sum((1, 2)) for k in tried.split(chunk)])
         if float(scores.max()) <= best + 1e-9:
             break
         best, key = float(scores.max()), tried[scores.argmax()]

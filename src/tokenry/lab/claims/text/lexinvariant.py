@@ -184,7 +184,7 @@ def _cipher(settings: dict[str, Any], seed: int, device: str, progress: Any) -> 
     )  # fmt: skip
     train_on(model, draw, steps=steps, learning_rate=sizes["rate"], device=device, progress=progress)
     probe = lex.train_cipher_probe(model, train, length=length, skip=length // 2, steps=min(steps, 300), hidden=128, seed=seed)
-    items = windows(test, min(64, settings["items"]), length, generator)
+    items = windows(test, min(256, settings["items"]), length, generator)
     states = lex.final_states(model, items.to(device), generator=torch.Generator(device).manual_seed(seed))[:, length // 2 :]
     evidence = probe(states.float()).log_softmax(-1).detach().cpu()
     unigrams = torch.bincount(train, minlength=27)
