@@ -19,12 +19,13 @@ def call(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def test_list_shows_all_41_and_pretends_nothing(capsys):
+def test_list_shows_all_41_and_pretends_nothing(capsys, pytestconfig):
     code, out, _ = call(capsys, "list", "--json")
     rows = json.loads(out)
     assert code == 0
     assert len(rows) == 41
-    assert {r["slug"] for r in rows if r["status"] == "built"} == {"eet", "glsim", "d2o", "todre", "zooprune", "idpruner"}
+    measured = {path.name.partition(".")[0] for path in (pytestconfig.rootpath / "results").glob("*.small.json")}
+    assert {r["slug"] for r in rows if r["status"] == "built"} == measured  # built = there is published evidence
     code, out, _ = call(capsys, "list", "--wing", "pruning", "--built", "--json")
     assert len(json.loads(out)) == 6
     code, out, _ = call(capsys, "list")
