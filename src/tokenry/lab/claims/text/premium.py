@@ -230,7 +230,13 @@ def _catalogue_facts(seed: int, size: int = 15_000, vocab: int = 768) -> Facts:
     for label, regex in (("gpt2_split", None), ("marks_kept", MARKS_REGEX)):
         found = _same_size(training, testing, vocab, regex=regex)[1]
         facts |= {f"messages_{label}_{k}": v for k, v in found.items() if k.startswith(("bpe_", "superword_", "line_"))}
-    return facts
+    order = random.Random(seed).sample(range(len(testing["en"])), len(testing["en"]))
+    halves = (order[: len(order) // 2], order[len(order) // 2 :])
+    choosing, other = ({name: [lines[i] for i in some] for name, lines in testing.items()} for some in halves)
+    sizes = [288, 352, 448, 576, 768, 1024, 1408]
+    settings = {"sizes": sizes, "minimum": sizes[0], "maximum": sizes[-1], "targets": 25, "same_vocab": vocab}
+    found = _own_size(training, choosing, other, settings)[1]
+    return facts | {f"messages_{k}": v for k, v in found.items() if k.startswith(("optimal_", "same_", "bad_"))}
 
 
 def _real_tokenizers() -> Facts:
