@@ -159,7 +159,7 @@ class ByteVocabulary:
         """
         self._encoder()
         table = self.merges
-        if table is None:
+        if table is None or (self.whole_tokens and not self.layout.regex):
             return Reencoding(self)
         return RegexBPE(self, table) if self.layout.regex else PairwiseBPE(self, table)
 
@@ -167,7 +167,7 @@ class ByteVocabulary:
     def merges(self) -> MergeTable | None:
         """The merge table of a BPE tokenizer; None for the other algorithms and where neighbours do not decide."""
         model = self._definition["model"] if self._definition else {}
-        if self.layout.algorithm != "BPE" or (model.get("unk_token") and model.get("fuse_unk")):
+        if self.layout.algorithm != "BPE" or (model.get("fuse_unk") and self.kind == "plain"):
             return None
         merges = [(m.split(" ")[0], m.split(" ")[1]) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]
         skip = {piece for piece, token in model["vocab"].items() if token in self.byte_token_ids}
@@ -176,10 +176,15 @@ class ByteVocabulary:
         for token, piece in enumerate(self.pieces):
             if not piece or (token not in inside and not is_prefix(piece)):
                 table.producible[token] = False
-        whole = model.get("ignore_merges") and any(
-            piece and not table.producible[token] and token not in self.layout.added for token, piece in enumerate(self.pieces)
-        )
-        return None if whole else table
+        return table
+
+    @cached_property
+    def whole_tokens(self) -> frozenset[int]:
+        """Tokens that merges never make and that stand for a whole piece of text only (``ignore_merges``)."""
+        if self.merges is None or not self._definition["model"].get("ignore_merges"):
+            return frozenset()
+        made, added = self.merges.producible, self.layout.added
+        return frozenset(t for t, p in enumerate(self.pieces) if p and not made[t] and t not in added and _is_text(p))
 
     def encode(self, data: bytes | str) -> list[int]:
         """The tokenizer's own encoding of `data`: no special tokens are added, and none are matched inside it.
@@ -258,6 +263,10 @@ class ByteVocabulary:
     def _vocabulary(self) -> dict[str, int]:
         model = self._definition["model"]["vocab"]
         return model if isinstance(model, dict) else {piece: i for i, (piece, _) in enumerate(model)}
+
+
+def _is_text(piece: bytes) -> bool:
+    return is_prefix(piece) and not split_partial(piece)[1]
 
 
 _KNOWN: WeakKeyDictionary[Any, tuple[int, ByteVocabulary]] = WeakKeyDictionary()

@@ -7,6 +7,7 @@ this is ``encode(decode(ids)) == ids``. A pre-tokenizer that looks ahead makes i
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenry.hosts.text_bpe import MergeTable
-from tokenry.hosts.text_classes import FUTURES, completions, is_prefix, legal_count, split_partial
+from tokenry.hosts.text_classes import FUTURES, completions, is_prefix, legal_count, may_compose, split_partial
 
 if TYPE_CHECKING:
     from tokenry.hosts.text import ByteVocabulary
@@ -62,15 +63,19 @@ class Canonical(ABC):
 
     def _cut(self, text: str, size: int, found: dict[tuple[int, ...], None]) -> None:
         """Add the part of the encoding of `text` that spells its first `size` bytes, if a token ends there."""
-        ids = self.vocabulary.encode_text(text)
-        total, lengths = 0, self.vocabulary.lengths
-        for count, token in enumerate(ids):
+        data, pieces = text.encode()[:size], self.vocabulary.pieces
+        total, found_ids = 0, []
+        for token in self.vocabulary.encode_text(text):
             if total >= size:
-                ids = ids[:count]
                 break
-            total += lengths[token]
+            piece = pieces[token] or b""
+            # A normaliser may have changed the text together with what follows.
+            if data[total : total + len(piece)] != piece:
+                return
+            total += len(piece)
+            found_ids.append(token)
         if total == size:
-            found[tuple(ids)] = None
+            found[tuple(found_ids)] = None
 
     def _head(self, data: bytes) -> list[int]:
         if data not in self._heads:
@@ -154,6 +159,7 @@ class PairwiseBPE(Canonical):
         self.table = table
         self._bytes = _Bytes(vocabulary)
         self._added = _AddedTokens(vocabulary, table)
+        self._composing = _compose(vocabulary, table) if vocabulary.layout.normalizer == "NFC" else []
 
     def followers(self, ids: Sequence[int], data: bytes) -> np.ndarray:
         """See the base class."""
@@ -163,8 +169,16 @@ class PairwiseBPE(Canonical):
         mask = self._text_followers(open_tail, open_text, partial)
         if self._bytes.tokens:
             self._bytes.followers(partial, mask)
-        for token in self._added.doubtful(text):
-            mask[token] = self._holds(tail, text, token)
+        if len(self._added.ids):
+            # An added token cuts the text before it, which must then be what the tokenizer makes of it alone.
+            mask[self._added.ids] = not partial and self.vocabulary.encode_text(text.decode()) == tail
+            for token in self._added.doubtful(text):
+                mask[token] = self._holds(tail, text, token)
+        if self._composing and not partial:
+            before = text[-16:].decode("utf-8", "ignore")
+            for token in self._composing:
+                after, _ = split_partial(self.vocabulary.pieces[token] or b"")
+                mask[token] &= unicodedata.is_normalized("NFC", before + after)
         return mask
 
     def _after_added(self, tail: list[int], text: bytes) -> tuple[list[int], bytes]:
@@ -202,6 +216,21 @@ class PairwiseBPE(Canonical):
             found[(*vocabulary.encode_text(tail), *(self._bytes.tokens[byte] for byte in partial))] = None
 
 
+def _compose(vocabulary: ByteVocabulary, table: MergeTable) -> list[int]:
+    """Tokens that may compose with the character before them; those that no NFC text holds are ruled out in `table`."""
+    found = []
+    for token in np.flatnonzero(table.producible).tolist():
+        piece = vocabulary.pieces[token] or b""
+        if piece.isascii() or not is_prefix(piece):
+            continue
+        text, _ = split_partial(piece)
+        if not unicodedata.is_normalized("NFC", text):
+            table.producible[token] = False
+        elif text and may_compose(text[0]):
+            found.append(token)
+    return found
+
+
 class _AddedTokens:
     """Added tokens that are matched in text before BPE sees it (leftmost, longest)."""
 
@@ -210,24 +239,25 @@ class _AddedTokens:
         self._trie = vocabulary.trie
         pieces = [vocabulary.pieces[token] or b"" for token in vocabulary.layout.added]
         self._longest = max(map(len, pieces), default=0)
-        self._first: set[int] = set()
+        self.ids = np.array(sorted(vocabulary.layout.added), dtype=np.int64)
         for piece in pieces:
-            self._first.update(self._trie.starting_with(piece).tolist())
             for size in range(1, len(piece)):
                 self._rest.setdefault(piece[:size], []).append(piece[size:])
-        known = set(pieces)
-        if known:
-            sizes = sorted({len(piece) for piece in known})
-            for token in self._trie.ids.tolist():
-                piece = vocabulary.pieces[token] or b""
-                if piece not in known and any(
-                    piece[i : i + size] in known for size in sizes for i in range(len(piece) - size + 1)
-                ):
-                    table.producible[token] = False
+        self._rule_out(set(pieces), vocabulary, table)
+
+    def _rule_out(self, known: set[bytes], vocabulary: ByteVocabulary, table: MergeTable) -> None:
+        """Tokens with an added token inside are never made: the text would have been cut there."""
+        heads = {piece[:2] for piece in known}
+        sizes = sorted({len(piece) for piece in known})
+        for token in self._trie.ids.tolist() if known else ():
+            piece = vocabulary.pieces[token] or b""
+            places = [i for i in range(len(piece)) if piece[i : i + 2] in heads or piece[i : i + 1] in heads]
+            if places and piece not in known and any(piece[i : i + n] in known for i in places for n in sizes):
+                table.producible[token] = False
 
     def doubtful(self, tail: bytes) -> set[int]:
-        """Tokens that may begin or complete an added token after `tail`."""
-        found = set(self._first)
+        """Tokens that complete an added token begun in `tail`."""
+        found: set[int] = set()
         for size in range(1, min(self._longest, len(tail) + 1)):
             for rest in self._rest.get(tail[-size:], ()):
                 found.update(self._trie.starting_with(rest).tolist())

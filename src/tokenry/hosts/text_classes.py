@@ -7,16 +7,14 @@ import unicodedata
 from functools import lru_cache
 
 _CONTRACTIONS = ("re", "ve", "ll", "s", "t", "m", "d")
+# Punctuation that pre-tokenizers treat apart: contractions, path separators, the underscore of \w.
+_NAMED = "'/_\u2019"
 _CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FA5), (0x9FA6, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF))
 
 # What may follow, as far as a pre-tokenizer that looks ahead can tell it apart from other text.
 FUTURES = ("", "a", " a", "\n", "\r", " ", ".", "..", "1", "11", "s", "A", "\u0301", "\u4e2d")
-_AFTER = {
-    "space": ("", "a", "\n", " ", ".", "1"),
-    "digit": ("", "1", "11"),
-    "letter": ("",),
-    "other": ("", "a", ".", "\n", "s", "1", " "),
-}
+_AFTER = {"space": ("", "a", "\n", " ", "1"), "digit": ("", "1", "11"), "letter": ("",), "quote": ("", "a", ".", "s")}
+_AFTER["other"] = ("", "a", ".")
 
 
 @lru_cache(maxsize=65536)
@@ -32,12 +30,13 @@ def char_class(char: str) -> str:
     return f"{category}{block}"
 
 
-def compress(text: str, *, start_of_token: bool = False) -> tuple[str, tuple[str, ...], list[int]]:
-    """Shorten runs of letters of one class to their first and last; returns (text, classes, positions kept).
+def compress(text: str, *, start_of_token: bool = False, coarse: bool = True) -> tuple[str, tuple[str, ...], list[int]]:
+    """Shorten runs of one class: letters to two, with `coarse` punctuation to three; returns (text, classes, positions kept).
 
-    At the start of a token and after an apostrophe the letters of the English contractions stand for themselves.
+    Letters of the English contractions stand for themselves at the start of a token and after an apostrophe. `coarse` takes
+    punctuation together, and symbols, but for the few characters that pre-tokenizers name.
     """
-    classes = [char_class(char) for char in text]
+    classes = [_group(char) if coarse else char_class(char) for char in text]
     at = [0] if start_of_token else []
     at += [i + 1 for i, char in enumerate(text) if char in "'\u2019"]
     for place in at:
@@ -45,12 +44,22 @@ def compress(text: str, *, start_of_token: bool = False) -> tuple[str, tuple[str
         size = next((len(c) for c in _CONTRACTIONS if lower.startswith(c) and lower.isascii()), 0)
         for index in range(place, place + size):
             classes[index] = "=" + text[index]
-    kept = [
-        i
-        for i, name in enumerate(classes)
-        if not (0 < i < len(classes) - 1 and classes[i - 1] == name == classes[i + 1] and _is_letter_class(name))
-    ]
+    kept = [i for i in range(len(text)) if not _inside_run(classes, i)]
     return "".join(text[i] for i in kept), tuple(classes[i] for i in kept), kept
+
+
+def _inside_run(classes: list[str], i: int) -> bool:
+    """Whether position i can be left out: the first of a run stays, and the last one (letters) or two."""
+    name = classes[i]
+    last = 1 if _is_letter_class(name) else 2 if name in ("P", "S") else 0
+    return bool(last) and i > 0 and classes[i - 1] == name and classes[i + 1 : i + 1 + last] == [name] * last
+
+
+@lru_cache(maxsize=65536)
+def _group(char: str) -> str:
+    name = char_class(char)
+    kind = unicodedata.category(char)[0]
+    return kind if kind in "PS" and char not in _NAMED else name
 
 
 def _is_letter_class(name: str) -> bool:
@@ -66,7 +75,7 @@ def futures_of(text: str) -> tuple[str, ...]:
         return _AFTER["space"]
     if unicodedata.category(last)[0] == "N":
         return _AFTER["digit"]
-    return _AFTER["letter" if last.isalpha() else "other"]
+    return _AFTER["letter" if last.isalpha() else "quote" if last in "'\u2019" else "other"]
 
 
 def split_partial(data: bytes) -> tuple[str, bytes]:
@@ -116,6 +125,19 @@ def completions(partial: bytes, per_class: int = 1) -> tuple[str, ...]:
         if not 0xD800 <= code <= 0xDFFF:
             found.setdefault(char_class(chr(code)), []).append(chr(code))
     return tuple(char for chars in found.values() for char in chars[:: -(-len(chars) // per_class)])
+
+
+@lru_cache(maxsize=1)
+def _second_characters() -> frozenset[str]:
+    """Characters that are the second half of a canonical composition."""
+    pairs = (unicodedata.decomposition(chr(code)).split() for code in range(0x110000))
+    return frozenset(chr(int(pair[1], 16)) for pair in pairs if len(pair) == 2 and pair[0][0] != "<")
+
+
+def may_compose(char: str) -> bool:
+    """Whether normalisation form C may join `char` with the one before it."""
+    hangul = 0x1161 <= ord(char) <= 0x1175 or 0x11A8 <= ord(char) <= 0x11C2
+    return hangul or unicodedata.combining(char) > 0 or char in _second_characters()
 
 
 def legal_count(partial: bytes) -> int:

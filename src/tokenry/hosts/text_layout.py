@@ -65,6 +65,11 @@ class Layout:
         return (piece.replace(_SPACE_MARK, " ") if self.space_mark else piece).encode()
 
 
+def _unmatched(token: dict[str, Any], space_mark: bool) -> bool:
+    """An added token that is looked for in text as it was before spaces were replaced, and holds the replacement."""
+    return space_mark and not token["normalized"] and _SPACE_MARK in token["content"]
+
+
 def _flat(part: dict[str, Any] | None, children: str) -> list[dict[str, Any]]:
     if not part:
         return []
@@ -105,9 +110,9 @@ def read_layout(definition: dict[str, Any], owner: object) -> Layout:
         space_mark=space_mark,
         prefix_space=prefix,
         normalizer=lossy[0] if lossy else None,
-        regex=any(_splits(part) for part in splitters),
+        regex=any(_splits(part, bool(marks)) for part in splitters),
         special={token["id"]: token["content"] for token in added if token["special"]} | _controls(model, algorithm),
-        added={token["id"]: token["content"] for token in added if not token["special"]},
+        added={token["id"]: token["content"] for token in added if not token["special"] and not _unmatched(token, space_mark)},
     )
 
 
@@ -115,8 +120,10 @@ def _falls_back(model: dict[str, Any]) -> bool:
     return bool(model.get("byte_fallback"))
 
 
-def _splits(part: dict[str, Any]) -> bool:
+def _splits(part: dict[str, Any], spaces_replaced: bool) -> bool:
     """Whether a pre-tokenizer of this definition can cut text at all."""
+    if part["type"] == "Split" and spaces_replaced and part["pattern"] == {"String": " "}:
+        return False
     if part["type"] == "ByteLevel":
         return part.get("use_regex", True)
     if part["type"] == "Metaspace":

@@ -13,13 +13,14 @@ import numpy as np
 
 from tokenry.hosts.text_bpe import MergeTable
 from tokenry.hosts.text_canonical import PairwiseBPE
-from tokenry.hosts.text_classes import FUTURES, completions, compress, futures_of, is_prefix, split_partial
+from tokenry.hosts.text_classes import FUTURES, char_class, completions, compress, futures_of, is_prefix, split_partial
 
 if TYPE_CHECKING:
     from tokenry.hosts.text import ByteVocabulary
 
 _WINDOW, _WIDEST = 160, 4096
 _TABLES_KEPT = 2048
+_SAMPLES = 1000
 
 Way = tuple[tuple[int, ...], bool]
 
@@ -34,26 +35,39 @@ class RegexBPE(PairwiseBPE):
         super().__init__(vocabulary, table)
         self._tables: OrderedDict[Hashable, dict[Way, np.ndarray]] = OrderedDict()
         self._merged: dict[str, list[int]] = {}
-        self._patterns: list[tuple[str, ...]] = []
+        self._patterns: list[tuple[tuple[str, ...], bool]] = []
         self._pattern = np.full(vocabulary.size, -1, dtype=np.int64)
-        self._group(exact=False)
-        if not self._classes_suffice():
-            self._group(exact=True)
+        self._whole = vocabulary.whole_tokens
+        self._usable = table.producible.copy()
+        self._usable[list(self._whole)] = True
+        for level in ("coarse", "fine", "exact"):
+            self._group(level)
+            if level == "exact" or self._classes_suffice():
+                break
 
-    def _group(self, exact: bool) -> None:
-        """Give every token that starts a character the number of its pattern; `exact`: a pattern of its own."""
-        self.exact = exact
+    def _short(self, text: str, *, start_of_token: bool = False) -> tuple[str, Hashable, list[int]]:
+        if self.level == "exact":
+            return text, text, list(range(len(text)))
+        return compress(text, start_of_token=start_of_token, coarse=self.level == "coarse")
+
+    def _group(self, level: str) -> None:
+        """Give every token that starts a character the number of its pattern; ``exact``: a pattern of its own."""
+        self.level = level
         known: dict[Hashable, int] = {}
         self._patterns = []
         inside = set(self.vocabulary.starts_inside)
-        for token in np.flatnonzero(self.table.producible).tolist():
-            if token in inside or not is_prefix(self.vocabulary.pieces[token] or b"\xff"):
+        for token in np.flatnonzero(self._usable).tolist():
+            piece = self.vocabulary.pieces[token] or b"\xff"
+            if token in inside or not is_prefix(piece):
                 continue
-            text, partial = split_partial(self.vocabulary.pieces[token] or b"")
-            short, key, _ = (text, text, []) if exact else compress(text, start_of_token=True)
-            number = known.setdefault((key, partial), len(known))
+            text, partial = split_partial(piece)
+            short, key, _ = self._short(text, start_of_token=True)
+            ends = completions(partial)
+            whole = token in self._whole
+            shape = (key, tuple(map(char_class, ends)) if partial else None, whole)
+            number = known.setdefault(shape, len(known))
             if number == len(self._patterns):
-                self._patterns.append(tuple(short + last for last in completions(partial)))
+                self._patterns.append((tuple(short + last for last in ends), whole))
             self._pattern[token] = number
 
     def _classes_suffice(self) -> bool:
@@ -62,21 +76,25 @@ class RegexBPE(PairwiseBPE):
         tokens = np.flatnonzero(self._pattern >= 0).tolist()
         if not tokens:
             return True
-        for _ in range(300):
+        for _ in range(_SAMPLES):
             tail = "".join((self.vocabulary.pieces[t] or b"").decode("utf-8", "ignore") for t in draw.choices(tokens, k=2))
             token = draw.choice(tokens)
             piece = self.vocabulary.pieces[token] or b""
             text, partial = split_partial(piece)
-            short, _, kept = compress(tail)
+            short, _, kept = self._short(tail)
             spread = [*kept, len(tail)]
-            real = self._ask(tail, tuple(text + last for last in completions(partial)))
-            asked = self._ask(short, self._patterns[self._pattern[token]])
+            variants, whole = self._patterns[self._pattern[token]]
+            real = self._ask(tail, tuple(text + last for last in completions(partial)), whole)
+            asked = self._ask(short, variants, whole)
             if real != {(tuple(spread[b] for b in cuts), at) for cuts, at in asked}:
                 return False
         return True
 
-    def _ask(self, tail: str, variants: Sequence[str]) -> set[Way]:
-        """Ways to cut: (cuts inside `tail`, cut at its end) of every future in which the token itself is not cut."""
+    def _ask(self, tail: str, variants: Sequence[str], whole: bool = False) -> set[Way]:
+        """Ways to cut: (cuts inside `tail`, cut at its end) of every future in which the token itself is not cut.
+
+        `whole`: only futures in which the token is a piece of its own.
+        """
         found = set()
         for text in variants:
             for future in futures_of(text):
@@ -84,7 +102,8 @@ class RegexBPE(PairwiseBPE):
                 low = bisect_left(cuts, len(tail))
                 at = not tail or (low < len(cuts) and cuts[low] == len(tail))
                 after = low + (1 if low < len(cuts) and cuts[low] == len(tail) else 0)
-                if after == len(cuts) or cuts[after] >= len(tail) + len(text):
+                end = cuts[after] if after < len(cuts) else len(tail + text + future)
+                if end >= len(tail + text) and (not whole or (at and end == len(tail + text))):
                     found.add((tuple(cuts[:low]), at))
         return found
 
@@ -92,7 +111,7 @@ class RegexBPE(PairwiseBPE):
         if partial:
             return self._inside_character(tail, text, partial)
         words = text.decode()
-        short, key, kept = (words, words, list(range(len(words)))) if self.exact else compress(words)
+        short, key, kept = self._short(words)
         table = self._table(short, key)
         mask = np.zeros(self.vocabulary.size, dtype=bool)
         row = None
@@ -104,13 +123,13 @@ class RegexBPE(PairwiseBPE):
                     row = self.table.row(tail[-1]) if row is None else row
                     can = can & row
                 mask |= can
-        return mask & self.table.producible
+        return mask & self._usable
 
     def _table(self, short: str, key: Hashable) -> dict[Way, np.ndarray]:
         if key not in self._tables:
             table: dict[Way, np.ndarray] = {}
-            for number, variants in enumerate(self._patterns):
-                for way in self._ask(short, variants):
+            for number, (variants, whole) in enumerate(self._patterns):
+                for way in self._ask(short, variants, whole):
                     # One entry more than patterns: tokens without a pattern have number -1.
                     table.setdefault(way, np.zeros(len(self._patterns) + 1, dtype=bool))[number] = True
             self._tables[key] = table
@@ -132,11 +151,15 @@ class RegexBPE(PairwiseBPE):
                 return False
             piece = tail[ends[at] : ends[at + size]]
             if last == len(words) and not closed:
-                return all(self.pair(a, b) for a, b in pairwise(piece))
+                return self._grows(piece)
             if piece != self._merge(words[first:last]):
                 return False
             at += size
         return True
+
+    def _grows(self, piece: list[int]) -> bool:
+        """Whether `piece` can be the beginning of one piece of text; tokens that only ever stand alone cannot."""
+        return self._whole.isdisjoint(piece) and all(self.pair(a, b) for a, b in pairwise(piece))
 
     def _merge(self, word: str) -> list[int]:
         if word not in self._merged:
@@ -168,9 +191,7 @@ class RegexBPE(PairwiseBPE):
         for count, token in enumerate(tail):
             if total == size:
                 closed, rest = tail[:count], tail[count:]
-                return self._consistent(closed, words, list(cuts), closed=True) and all(
-                    self.pair(a, b) for a, b in pairwise(rest)
-                )
+                return self._consistent(closed, words, list(cuts), closed=True) and self._grows(rest)
             total += self.vocabulary.lengths[token]
         return False
 
