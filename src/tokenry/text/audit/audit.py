@@ -96,10 +96,11 @@ class TokenizerAudit:
             samples = self._samples(units, encoders)
             vocabularies = {e.name: audit_vocabulary(e, used[e.name]) for e in encoders} if self.vocabulary else {}
         rows = self._rows(units, encoders, words)
-        inside = sum(t.encode_seconds + t.decode_seconds for unit in units for t in unit.tallies.values())
+        streamed = sum(t.encode_seconds + t.decode_seconds for unit in units for t in unit.tallies.values())
+        inside = streamed + sum(encoder.seconds for encoder in encoders)
         facts = {
             "reference": self.reference, "engine": self.engine, "seconds": time.perf_counter() - began,
-            "counting_seconds": counting, "tokenizer_seconds": inside, "resamples": self.resamples,
+            "counting_seconds": counting, "tokenizer_seconds": inside, "tokenizer_counting_seconds": streamed, "resamples": self.resamples,
             "confidence": self.confidence,
         }  # fmt: skip
         return AuditReport(

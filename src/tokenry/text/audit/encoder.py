@@ -46,6 +46,7 @@ class AuditEncoder:
         self.examples = examples
         self.size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.unknown = unknown_id(self.backend)
+        self.seconds = 0.0  # inside the tokenizer, outside `count`
 
     @contextmanager
     def ready(self) -> Iterator[AuditEncoder]:
@@ -66,12 +67,25 @@ class AuditEncoder:
 
     def encode(self, lines: list[str]) -> list[list[int]]:
         """Ids of every line."""
+        start = time.perf_counter()
+        ids = self._encode(lines)
+        self.seconds += time.perf_counter() - start
+        return ids
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Text of every row of ids."""
+        start = time.perf_counter()
+        lines = self.backend.decode_batch(ids, skip_special_tokens=False)
+        self.seconds += time.perf_counter() - start
+        return lines
+
+    def _encode(self, lines: list[str]) -> list[list[int]]:
         return [found.ids for found in self.backend.encode_batch_fast(lines, add_special_tokens=False)]
 
     def count(self, lines: list[str], first: int) -> ChunkCount:
         """Counts over lines; `first` is the number of the first one."""
         start = time.perf_counter()
-        ids = self.encode(lines)
+        ids = self._encode(lines)
         encoded = time.perf_counter() - start
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         flat = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=int(lengths.sum()))

@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenry.text.audit.encoder import ChunkCount
 
-BLOCKS = 4096
+BLOCKS = 1024
 
 
 def add_to_blocks(blocks: np.ndarray, first: int, values: np.ndarray) -> None:

@@ -49,7 +49,7 @@ def audit_vocabulary(encoder: AuditEncoder, used: np.ndarray) -> VocabularyAudit
     added = set(backend.get_added_tokens_decoder())
     names = {index: name for name, index in backend.get_vocab(with_added_tokens=True).items()}
     ids = [index for index in sorted(names) if index not in added]
-    texts = backend.decode_batch([[index] for index in ids], skip_special_tokens=False)
+    texts = encoder.decode([[index] for index in ids])
     whole = [(index, text) for index, text in zip(ids, texts, strict=True) if text and "\ufffd" not in text]
     again = encoder.encode([text for _, text in whole])
     missed = [index for (index, _), found in zip(whole, again, strict=True) if found != [index]]
