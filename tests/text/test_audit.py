@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.text import ByteVocabulary
-from tokenry.text.audit import LineFile, TokenizerAudit
+from tokenry.text.audit import LineFile, TokenizerAudit, engine
 from tokenry.text.audit.encoder import AuditEncoder, unknown_id
 from tokenry.text.audit.lines import chunks_of
 from tokenry.text.audit.tally import BLOCKS, TokenTally, add_to_blocks
@@ -255,9 +255,8 @@ def test_prefix_marks_and_inner_pieces_are_not_called_unreachable():
 # --- input that is wrong, or large -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["local"])
-def test_text_that_is_no_text_is_named(bpe, engine, tmp_path):
-    audit = quick({"x": bpe}, engine=engine)
+def test_text_that_is_no_text_is_named(bpe, tmp_path):
+    audit = quick({"x": bpe})
     with pytest.raises(ValueError, match=r"corpus 'p', language 'de', line 2: holds the lone surrogate U\+D800 at character 3"):
         audit.run({"p": {"en": ["a", "b"], "de": ["a", "xy\ud800"]}})
     with pytest.raises(TypeError, match=r"corpus 'd', line 2: must be a string, got bytes"):
@@ -348,7 +347,9 @@ def test_files_are_read_in_blocks(tmp_path, bpe):
     assert quick({"x": bpe}).run({"d": LineFile(path)}).rows[0].tokens == quick({"x": bpe}).run({"d": expected}).rows[0].tokens
 
 
-def test_memory_does_not_grow_with_the_corpus(bpe):
+def test_memory_does_not_grow_with_the_corpus(bpe, monkeypatch):
+    monkeypatch.setattr(engine, "HEAD", 1 << 12)
+
     def peak(times: int) -> int:
         lines = (line for _ in range(times) for line in EN[:5])
         audit = quick({"x": bpe}, batch=1 << 12, words=0)

@@ -100,7 +100,8 @@ class TokenizerAudit:
         inside = streamed + sum(encoder.seconds for encoder in encoders)
         facts = {
             "reference": self.reference, "engine": self.engine, "seconds": time.perf_counter() - began,
-            "counting_seconds": counting, "tokenizer_seconds": inside, "tokenizer_counting_seconds": streamed, "resamples": self.resamples,
+            "counting_seconds": counting, "tokenizer_seconds": inside,
+            "tokenizer_counting_seconds": streamed, "resamples": self.resamples,
             "confidence": self.confidence,
         }  # fmt: skip
         return AuditReport(

@@ -16,7 +16,7 @@ from tokenry.text.audit.encoder import AuditEncoder, ChunkCount
 from tokenry.text.audit.lines import Chunk, FileChunk, LineFile, byte_sizes, chunks_of
 from tokenry.text.audit.tally import TextTally, TokenTally
 
-HEAD = 1 << 19  # characters of the start of a unit that are kept for words and samples
+HEAD = 1 << 18  # characters of the start of a unit that are kept for words and samples
 Progress = Callable[[str, float], None]
 
 
