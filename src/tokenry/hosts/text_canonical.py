@@ -252,7 +252,7 @@ class _AddedTokens:
         for token in self._trie.ids.tolist() if known else ():
             piece = vocabulary.pieces[token] or b""
             places = [i for i in range(len(piece)) if piece[i : i + 2] in heads or piece[i : i + 1] in heads]
-            if places and piece not in known and any(piece[i : i + n] in known for i in places for n in sizes):
+            if places and any(piece[i : i + n] in known for i in places for n in sizes):
                 table.producible[token] = False
 
     def doubtful(self, tail: bytes) -> set[int]:
