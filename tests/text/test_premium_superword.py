@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenry import UnsupportedModelError
 from tokenry.testing.tokenizers import check_tokenizer
 from tokenry.text.premium import STAGE2_REGEX, extend_superword, train_bpe, train_superword, truncate
-from tokenry.text.premium.superword import _characters
+from tokenry.text.premium.superword import _characters, count_pieces
 from tokenry.text.training import bpe_parts, byte_level, text_source, to_transformers
 
 FAST = settings(max_examples=25, deadline=None)
@@ -232,6 +232,15 @@ def test_the_check_finds_broken_tokenizers():
     missing.pre_tokenizer = byte_level()
     with pytest.raises(AssertionError, match="every byte"):
         check_tokenizer(missing)
+
+
+def test_very_long_lines_are_cut_before_a_space_and_lose_nothing():
+    line = "word and " * 4000 + "x" * 25_000
+    pieces = count_pieces(lambda: iter([line, "short"]), STAGE2_REGEX)
+    assert sum(len(piece) * count for piece, count in pieces.items()) == len(line) + 5
+    assert max(map(len, pieces)) <= 10_000
+    assert sum(piece.startswith(" ") for piece in pieces) >= 2
+    assert train_superword(["ab cd " * 50_000], 264, transition=0.98).get_vocab_size() > 260
 
 
 def test_text_source_reads_again():

@@ -9,6 +9,7 @@ The word cap and the colon rule are known from the names of released tokenizers 
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -22,6 +23,8 @@ from tokenry.text.training import Source, Texts, assemble, bpe_parts, byte_level
 STAGE2_REGEX = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)"
 _SPACE, _COLON = "\u0120", ":"  # a space and a colon in byte-level spelling
 _BATCH = 20_000
+_LONGEST = 10_000
+_CUT = re.compile(rf".{{1,{_LONGEST}}}(?=\s|$)|.{{1,{_LONGEST}}}", re.DOTALL)  # before a space where there is one
 
 
 def train_superword(
@@ -104,10 +107,14 @@ def extend_superword(
 
 
 def count_pieces(source: Source, regex: str) -> Counter[str]:
-    """How often each piece between stage-2 boundaries occurs. Lines are separate: a document would be one huge piece."""
+    """How often each piece between stage-2 boundaries occurs; lines are separate, and very long ones are cut before a space."""
     lines: Counter[str] = Counter()
     for text in source():
-        lines.update(text.splitlines(keepends=True))
+        for line in text.splitlines(keepends=True):
+            if len(line) > _LONGEST:  # the trainer's time grows with the square of a piece's length
+                lines.update(_CUT.findall(line))
+            else:
+                lines[line] += 1
     groups: defaultdict[int, list[str]] = defaultdict(list)  # lines that occur equally often are split once
     for line, count in lines.items():
         groups[count].append(line)
