@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc_data.topics
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -241,6 +242,13 @@ def test_very_long_lines_are_cut_before_a_space_and_lose_nothing():
     assert max(map(len, pieces)) <= 10_000
     assert sum(piece.startswith(" ") for piece in pieces) >= 2
     assert train_superword(["ab cd " * 50_000], 264, transition=0.98).get_vocab_size() > 260
+
+
+def test_a_megabyte_without_a_space_trains_in_seconds():
+    text = "".join(random.Random(0).choices("abcdefgh", k=1_000_000))
+    tokenizer = train_superword([text, "b c d"], 300, transition=0.95)
+    assert tokenizer.get_vocab_size() == 300
+    assert tokenizer.decode(tokenizer.encode(text[:5000]).ids) == text[:5000]
 
 
 def test_text_source_reads_again():

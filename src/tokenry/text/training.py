@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 Texts = Iterable[str] | Callable[[], Iterable[str]] | Path
 Source = Callable[[], Iterator[str]]
 ALPHABET = tuple(sorted(ByteLevel.alphabet()))
+LONGEST = 10_000
+CUT = re.compile(rf".{{1,{LONGEST}}}(?=\s|$)|.{{1,{LONGEST}}}", re.DOTALL)  # before white space where there is any
 
 
 def text_source(texts: Texts | Sequence[Path], *, name: str = "texts") -> Source:
@@ -78,6 +81,18 @@ def _checked(texts: Iterable[str], name: str) -> Iterator[str]:
         raise ValueError(f"{name} must hold at least one non-empty string")
 
 
+def bounded(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, those with a run of more than 10,000 characters without white space cut into pieces.
+
+    The stock trainer's time grows with the square of the length of a word.
+    """
+    for text in texts:
+        if len(text) > LONGEST and max(map(len, text.split()), default=0) > LONGEST:
+            yield from CUT.findall(text)
+        else:
+            yield text
+
+
 def check_size(vocab_size: int, special_tokens: Sequence[str] = ()) -> int:
     """Return `vocab_size` if the 256 bytes and the special tokens fit into it, else raise."""
     check_int("vocab_size", vocab_size)
@@ -131,7 +146,7 @@ def train_bpe(
         special_tokens=list(special_tokens),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(text_source(texts)(), trainer)
+    tokenizer.train_from_iterator(bounded(text_source(texts)()), trainer)
     return tokenizer
 
 

@@ -9,7 +9,17 @@ from tokenizers import AddedToken, Tokenizer, normalizers, processors, trainers
 
 from tokenry.core.checks import check_choice, check_int
 from tokenry.text.kl3m.custom import custom_tokens
-from tokenry.text.training import ALPHABET, Texts, assemble, bpe_parts, byte_level, check_size, text_source, to_transformers
+from tokenry.text.training import (
+    ALPHABET,
+    Texts,
+    assemble,
+    bounded,
+    bpe_parts,
+    byte_level,
+    check_size,
+    text_source,
+    to_transformers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -159,7 +169,7 @@ def _train(
         show_progress=False,
         **options,
     )
-    tokenizer.train_from_iterator(text_source(texts)(), trainer)
+    tokenizer.train_from_iterator(bounded(text_source(texts)()), trainer)
     return tokenizer
 
 

@@ -9,7 +9,6 @@ The word cap and the colon rule are known from the names of released tokenizers 
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,14 +16,23 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from tokenry.core.checks import check_int, check_range
-from tokenry.text.training import Source, Texts, assemble, bpe_parts, byte_level, check_size, text_source, train_bpe
+from tokenry.text.training import (
+    CUT,
+    LONGEST,
+    Source,
+    Texts,
+    assemble,
+    bpe_parts,
+    byte_level,
+    check_size,
+    text_source,
+    train_bpe,
+)
 
 # Groups of 1-3 digits; runs of two or more punctuation marks; runs of spaces without the last one.
 STAGE2_REGEX = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)"
 _SPACE, _COLON = "\u0120", ":"  # a space and a colon in byte-level spelling
 _BATCH = 20_000
-_LONGEST = 10_000
-_CUT = re.compile(rf".{{1,{_LONGEST}}}(?=\s|$)|.{{1,{_LONGEST}}}", re.DOTALL)  # before a space where there is one
 
 
 def train_superword(
@@ -111,8 +119,8 @@ def count_pieces(source: Source, regex: str) -> Counter[str]:
     lines: Counter[str] = Counter()
     for text in source():
         for line in text.splitlines(keepends=True):
-            if len(line) > _LONGEST:  # the trainer's time grows with the square of a piece's length
-                lines.update(_CUT.findall(line))
+            if len(line) > LONGEST:  # the trainer's time grows with the square of a piece's length
+                lines.update(CUT.findall(line))
             else:
                 lines[line] += 1
     groups: defaultdict[int, list[str]] = defaultdict(list)  # lines that occur equally often are split once
