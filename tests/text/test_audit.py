@@ -247,7 +247,12 @@ def test_prefix_marks_and_inner_pieces_are_not_called_unreachable():
     metaspace.pre_tokenizer = pre_tokenizers.Metaspace()
     metaspace.decoder = decoders.Metaspace()
     metaspace.train_from_iterator(EN, trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False))
-    for tokenizer in (metaspace, word_piece()):
+    letters = {letter: index for index, letter in enumerate("abt")} | {f"{letter}</w>": 3 + i for i, letter in enumerate("abt")}
+    vocabulary = letters | {"ab": 6, "ab</w>": 7}
+    suffixed = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b"), ("a", "b</w>")], end_of_word_suffix="</w>"))
+    suffixed.pre_tokenizer = pre_tokenizers.Whitespace()
+    suffixed.decoder = decoders.BPEDecoder("</w>")
+    for tokenizer in (metaspace, word_piece(), suffixed):
         report = TokenizerAudit({"x": tokenizer}, resamples=10, words=0).run({"d": EN})
         assert report.vocabularies["x"].unreachable == 0, report.vocabularies["x"].unreachable_examples
 

@@ -88,7 +88,10 @@ def _after_something(encoder: AuditEncoder, name: str, index: int) -> bool:
     normalizer = backend.normalizer
     if normalizer is not None and normalizer.normalize_str(plain).replace("\u2581", " ").strip() != plain.strip():
         return False
+    suffix = getattr(backend.model, "end_of_word_suffix", None)
     try:
+        if suffix and not name.endswith(suffix):
+            return any(index in [t.id for t in backend.model.tokenize(name + letter)] for letter in "aestz10")
         if inner:
             return any(index in [t.id for t in backend.model.tokenize(letter + text)] for letter in "aestz10")
         return _marks_first_word(encoder) and [token.id for token in backend.model.tokenize(text)] == [index]
