@@ -36,6 +36,12 @@ class ByteTrie:
         self._ends: dict[bytes, tuple[int, ...]] = {}
         for key, token in zip(keys, ids.tolist(), strict=True):
             self._ends[key] = (*self._ends[key], token) if key in self._ends else (token,)
+        # The longest token behind each first two bytes, so that `matches` knows when to stop looking.
+        self._reach: dict[bytes, int] = {}
+        for key in keys:
+            head = key[:2]
+            if len(key) > self._reach.get(head, 0):
+                self._reach[head] = len(key)
 
     @classmethod
     def build(cls, pieces: Sequence[bytes | None]) -> ByteTrie:
@@ -69,13 +75,9 @@ class ByteTrie:
     def matches(self, data: bytes, start: int = 0) -> list[tuple[int, int]]:
         """Tokens that match `data` at `start`: (length, id), shortest first."""
         found: list[tuple[int, int]] = []
-        low, high = 0, len(self._keys)
-        for length in range(1, min(self.longest, len(data) - start) + 1):
-            prefix = data[start : start + length]
-            low, high = self.span(prefix, low, high)
-            if low == high:
-                break
-            found.extend((length, token) for token in self._ends.get(prefix, ()))
+        reach = max(self._reach.get(data[start : start + 2], 0), self._reach.get(data[start : start + 1], 0))
+        for length in range(1, min(reach, len(data) - start) + 1):
+            found.extend((length, token) for token in self._ends.get(data[start : start + length], ()))
         return found
 
     def count_encodings(self, data: bytes) -> int:
