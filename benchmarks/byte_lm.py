@@ -1,0 +1,169 @@
+"""Byte decoding against token decoding with the same model: bytes per second, share of time outside the model, model runs.
+
+Also what is built once per tokenizer (byte map, trie, merge table) and how far the fast mode is off.
+
+    python benchmarks/byte_lm.py [--prompt 1024] [--bytes 256] [--threads 2] [--device cuda] [--random]
+
+`--random` takes random weights of the same shape instead of SmolLM2-135M (a GPU machine without the asset). The peer
+(genlm-bytes) runs in its own environment: benchmarks/peers/genlm_bytes.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from results_file import environment, write
+from tokenry.hosts.text import ByteTrie, ByteVocabulary
+from tokenry.lab.asset_loaders import smollm2
+from tokenry.lab.asset_tokenizers import load_real_tokenizer, real_tokenizers
+from tokenry.text import ByteLM
+
+
+def prompt_of(size: int) -> bytes:
+    """English prose of the standard library's help topics, ending inside a word."""
+    import pydoc_data.topics
+
+    text = pydoc_data.topics.topics["bltin-type-objects"] + pydoc_data.topics.topics["types"]
+    data = text.encode()[: size + 16]
+    while not (data[size - 1 : size].isalpha() and data[size : size + 1].isalpha()):
+        size -= 1
+    return data[:size]
+
+
+class Stopwatch:
+    """Seconds spent inside the model's forward."""
+
+    def __init__(self, model: Any, device: str) -> None:
+        self.total, self.calls = 0.0, 0
+        forward = model.forward
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            output = forward(*args, **kwargs)
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            self.total += time.perf_counter() - start
+            self.calls += 1
+            return output
+
+        # The scorer reads the signature of `forward`, so the wrapper must show the same one.
+        timed.__wrapped__ = forward
+        model.forward = timed
+
+
+def decode_bytes(lm: ByteLM, prompt: bytes, size: int, watch: Stopwatch) -> dict[str, float]:
+    state = lm.start(prompt)
+    state.next_probs()
+    before, runs, start = watch.total, watch.calls, time.perf_counter()
+    made = 0
+    while made < size:
+        state.advance(int(state.next_probs()[:256].argmax()))
+        made += 1
+    spent = time.perf_counter() - start
+    inside = watch.total - before
+    return {
+        "bytes": made,
+        "seconds": spent,
+        "bytes_per_s": made / spent,
+        "outside_model": 1 - inside / spent,
+        "runs_per_byte": (watch.calls - runs) / made,
+    }
+
+
+def decode_tokens(model: Any, lm: ByteLM, prompt: bytes, size: int) -> dict[str, float]:
+    ids = torch.tensor([[lm.begin_id, *lm.vocabulary.encode(prompt)]], device=model.device)
+    options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    mask = torch.ones_like(ids)
+    start = time.perf_counter()
+    model.generate(ids, attention_mask=mask, max_new_tokens=1, min_new_tokens=1, **options)
+    first = time.perf_counter() - start
+    count = size // 3
+    start = time.perf_counter()
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=count + 1, min_new_tokens=count + 1, **options)
+    spent = time.perf_counter() - start - first
+    made = sum(lm.vocabulary.lengths[token] for token in out[0, ids.shape[1] + 1 :].tolist())
+    return {"tokens": count, "bytes": made, "seconds": spent, "bytes_per_s": made / spent, "prefill_seconds": first}
+
+
+def fast_mode(model: Any, tokenizer: Any, prompt: bytes, cuts: int) -> dict[str, float]:
+    exact, fast = ByteLM(model, tokenizer), ByteLM(model, tokenizer, valid_only=False)
+    draw = np.random.default_rng(0)
+    gaps, change = [], 0
+    for cut in sorted(draw.integers(40, len(prompt), cuts).tolist()):
+        p, q = exact.next_byte(prompt[:cut]), fast.next_byte(prompt[:cut])
+        gaps.append(float((p - q).abs().max()))
+        change += int(p.argmax() != q.argmax())
+    return {"cuts": cuts, "largest_gap": max(gaps), "mean_gap": float(np.mean(gaps)), "other_top_1": change / cuts}
+
+
+def built_once() -> list[dict[str, float | str]]:
+    rows: list[dict[str, float | str]] = []
+    for name in real_tokenizers(here=True):
+        tokenizer = load_real_tokenizer(name)
+        try:
+            start = time.perf_counter()
+            vocabulary = ByteVocabulary.of(tokenizer)
+        except TypeError:
+            continue  # its tokens do not hold the text
+        read = time.perf_counter() - start
+        start = time.perf_counter()
+        ByteTrie.build(vocabulary.pieces)
+        trie = time.perf_counter() - start
+        start = time.perf_counter()
+        _ = vocabulary.canonical
+        rows.append(
+            {"tokenizer": name, "ids": vocabulary.size, "read_s": read, "trie_s": trie, "tables_s": time.perf_counter() - start}
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompt", type=int, default=1024)
+    parser.add_argument("--bytes", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--random", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model, tokenizer = smollm2(device=args.device)
+    if args.random:
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.02)
+    model.eval()
+    prompt = prompt_of(args.prompt)
+    start = time.perf_counter()
+    lm = ByteLM(model, tokenizer)
+    once = time.perf_counter() - start
+    watch = Stopwatch(model, args.device)
+    lm.scorer.__init__(model, lm.vocabulary.size)
+    start = time.perf_counter()
+    lm.start(prompt).next_probs()
+    first = time.perf_counter() - start
+    decode_bytes(lm, prompt, 16, watch)
+    by_bytes = decode_bytes(lm, prompt, args.bytes, watch)
+    by_tokens = decode_tokens(model, lm, prompt, args.bytes)
+    content = {
+        "environment": environment(args.device),
+        "settings": {"model": "SmolLM2-135M", "prompt_bytes": len(prompt), "bytes": args.bytes, "batch": 1},
+        "build_s": once,
+        "start_s": first,
+        "byte_decoding": by_bytes,
+        "token_decoding": by_tokens,
+        "bytes_per_s_ratio": by_bytes["bytes_per_s"] / by_tokens["bytes_per_s"],
+        "fast_mode": fast_mode(model, tokenizer, prompt, 40),
+        "once_per_tokenizer": built_once(),
+    }
+    for name, value in content.items():
+        print(name, value)
+    print(write("byte_lm", content, args.device))
+
+
+if __name__ == "__main__":
+    main()
