@@ -149,15 +149,25 @@ def main() -> None:
     decode_bytes(lm, prompt, 16, watch)
     by_bytes = decode_bytes(lm, prompt, args.bytes, watch)
     by_tokens = decode_tokens(model, lm, prompt, args.bytes)
+    off = fast_mode(model, tokenizer, prompt, 40)
+    figures = [
+        ("bytes per second, byte decoding", by_bytes["bytes_per_s"]),
+        ("bytes per second, token decoding", by_tokens["bytes_per_s"]),
+        ("ratio of the two", by_bytes["bytes_per_s"] / by_tokens["bytes_per_s"]),
+        ("share of time outside the model", by_bytes["outside_model"]),
+        ("model runs per byte", by_bytes["runs_per_byte"]),
+        ("seconds until the first byte is known", first),
+        ("seconds until the first token is known", by_tokens["prefill_seconds"]),
+        ("seconds to build the byte model, once", once),
+        (f"fast mode, largest error of a probability ({off['cuts']} cuts)", off["largest_gap"]),
+        ("fast mode, mean of the largest errors", off["mean_gap"]),
+        ("fast mode, share of cuts with another most probable byte", off["other_top_1"]),
+    ]
+    name = "SmolLM2-135M" + (" (random weights)" if args.random else "")
     content = {
+        "setting": f"{name}, prompt of {len(prompt)} bytes, {args.bytes} bytes generated, batch 1, {args.threads} threads.",
         "environment": environment(args.device),
-        "settings": {"model": "SmolLM2-135M", "prompt_bytes": len(prompt), "bytes": args.bytes, "batch": 1},
-        "build_s": once,
-        "start_s": first,
-        "byte_decoding": by_bytes,
-        "token_decoding": by_tokens,
-        "bytes_per_s_ratio": by_bytes["bytes_per_s"] / by_tokens["bytes_per_s"],
-        "fast_mode": fast_mode(model, tokenizer, prompt, 40),
+        "rows": [{"what": what, "value": value} for what, value in figures],
         "once_per_tokenizer": built_once(),
     }
     for name, value in content.items():
