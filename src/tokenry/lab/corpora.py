@@ -196,7 +196,7 @@ def _code(locale: str) -> str:
 def _known(languages: Sequence[str], known: Sequence[str], name: str) -> None:
     absent = [language for language in languages if language not in known]
     if absent:
-        raise ValueError(f"languages={absent} are not in corpus {name!r}; it has {', '.join(sorted(known))}")
+        raise ValueError(f"languages={absent} are not in corpus {name!r}; it has {', '.join(sorted(set(known)))}")
 
 
 PARALLEL: dict[str, Callable[[Sequence[str] | None], ParallelCorpus]] = {"django": _django, "debian-installer": _debian}

@@ -38,7 +38,9 @@ class TokenizerAudit:
         words: frequent words per unit that are looked at for alternative encodings and cost; 0 for none.
         vocabulary: look at every id of the vocabularies.
         examples: failures kept per unit, tokenizer and kind.
-        resamples, confidence, seed: of the bootstrap over lines.
+        resamples: draws of the bootstrap over lines.
+        confidence: of its intervals.
+        seed: of its draws.
         batch: characters or bytes of text that are handed to a tokenizer at once.
         engine: "local" (this process) or "ray" (`workers` processes); the numbers are the same.
 
