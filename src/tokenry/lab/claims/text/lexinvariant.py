@@ -48,7 +48,7 @@ class LexinvariantClaim(Claim):
 
     def settings(self, scale: Scale) -> dict[str, Any]:
         """Sizes of the three runs; the Markov model is the same at every scale."""
-        steps = {"smoke": 15, "small": 4000, "paper": 12000}[scale]
+        steps = {"smoke": 15, "small": 10_000, "paper": 30_000}[scale]
         lookup = {"smoke": 15, "small": 2500, "paper": 8000}[scale]
         symbols = {"smoke": 8, "small": 16, "paper": 128}[scale]
         cipher = {"smoke": 10, "small": 0, "paper": 40000}[scale]
