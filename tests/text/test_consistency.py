@@ -102,7 +102,8 @@ def test_types_belong_to_phantom_edits_only(old: str, new: str, left: list[int],
     for other in (new, old, " " + old, "\n" + old.strip()):
         before, after = _cut(old, left), _cut(other, right)
         edit = classify_edit(before, after)
-        assert edit.outcome in OUTCOMES and edit.shape in SHAPES
+        assert edit.outcome in OUTCOMES
+        assert edit.shape in SHAPES
         assert (edit.artefact is not None) == (edit.outcome == "different")
         assert edit.outcome == ("unchanged" if before == after else "different" if old.strip() == other.strip() else "replaced")
 
@@ -173,7 +174,8 @@ def test_own_encodings_are_canonical(layout: str) -> None:
     tokenizer = make(layout)
     vocabulary = ByteVocabulary.of(tokenizer)
     ids = vocabulary.encode("the quick fox isn't here")
-    assert is_canonical(ids, tokenizer) and canonical_tokens(ids, tokenizer).all()
+    assert is_canonical(ids, tokenizer)
+    assert canonical_tokens(ids, tokenizer).all()
     long = next(i for i, token in enumerate(ids) if vocabulary.lengths[token] > 1 and i)
     ways = vocabulary.trie.enumerate_encodings(vocabulary.pieces[ids[long]] or b"")
     other = next(way for way in ways if way != [ids[long]])
@@ -181,7 +183,9 @@ def test_own_encodings_are_canonical(layout: str) -> None:
     if is_canonical(changed, tokenizer):
         pytest.skip("two spellings of one piece")
     flags = canonical_tokens(changed, tokenizer)
-    assert flags[:long].all() and flags[long + len(other) :].all() and not flags[long : long + len(other)].any()
+    assert flags[:long].all()
+    assert flags[long + len(other) :].all()
+    assert not flags[long : long + len(other)].any()
     assert canonical_tokens([], tokenizer).shape == (0,)
 
 
@@ -220,7 +224,8 @@ def test_mass_of_encodings_matches_the_model(context: str) -> None:
     assert mass.encodings == len(total) == count_encodings("aaba", tokenizer)
     assert mass.log_prob == pytest.approx(np.logaddexp.reduce(total), abs=1e-4)
     assert mass.canonical_log_prob == pytest.approx(own, abs=1e-4)
-    assert mass.canonical_share + mass.noncanonical_share == 1.0 and 0 < mass.noncanonical_share < 1
+    assert mass.canonical_share + mass.noncanonical_share == 1.0
+    assert 0 < mass.noncanonical_share < 1
 
 
 def test_mass_refuses_what_it_cannot_answer() -> None:
@@ -240,14 +245,16 @@ def test_pairs_of_a_vocabulary() -> None:
     assert twins.case == ((0, 2), (2, 3), (4, 5))
     assert twins.leading_space == ((0, 1), (1, 3), (7, 8))
     assert twins.unicode == ((4, 5),)
-    assert twins.both_forms == 1 and twins.size == 8
+    assert twins.both_forms == 1
+    assert twins.size == 8
     assert twins.counts()["leading_space"] == 3
 
 
 def test_wilson_interval() -> None:
     rate = wilson(8, 10)
     assert (rate.low, rate.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert wilson(0, 20).low == 0.0 and wilson(20, 20).high == 1.0
+    assert wilson(0, 20).low == 0.0
+    assert wilson(20, 20).high == 1.0
     assert math.isnan(wilson(0, 0).value)
     with pytest.raises(ValueError, match="count"):
         wilson(3, 2)

@@ -6,8 +6,8 @@ Several id sequences spell one string, so a model that is asked to change a word
 behave as if it had changed it. The probe marks words of a passage, asks for replacements, finds each target in the *generated
 ids* and tells ``unchanged`` (same ids), ``replaced`` (other text) and ``different`` (other ids, same text: a phantom edit)
 apart, with eight types of phantom edits and their shapes. `TargetMask` forbids a target in every spelling, `CanonicalOnly`
-every spelling but the tokenizer's own. Without a model: the number of encodings of a text, canonicity per token, ids that look alike;
-with one: the probability that a word's other encodings hold.
+every spelling but the tokenizer's own. Without a model: the number of encodings of a text, canonicity per token, ids that look
+alike; with one: the probability that a word's other encodings hold.
 
 No code was released with the paper. Outcomes, the eight types and the sampling settings follow reports of it; the prompt, the
 alignment, the order and exact rules of the types and the mechanics of the mask are this library's (see the page).

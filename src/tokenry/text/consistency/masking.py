@@ -88,6 +88,7 @@ class TargetMask(LogitsProcessor):
         self.masked = 0
         self.released = 0
         self._completing: dict[tuple[bytes, int], np.ndarray] = {}
+        self._holding: dict[bytes, list[tuple[int, int]]] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [R, V], -inf for what is forbidden; R is a multiple of the number of rows given."""
@@ -121,6 +122,7 @@ class TargetMask(LogitsProcessor):
         for target in targets:
             for surface in target.surfaces:
                 found += [self._completions(surface, size) for size in self._partial(data, surface, target)]
+            found.append(self._inside(data, target))
         return np.unique(np.concatenate(found))
 
     def _partial(self, data: bytes, surface: bytes, target: Forbidden) -> list[int]:
@@ -140,6 +142,23 @@ class TargetMask(LogitsProcessor):
         text = data[-64 * len(after) :].decode("utf-8", "ignore")
         words = [word.text for word in split_words(text, self.separators)][-len(after) :]
         return len(words) == len(after) and all(not a or a == b for a, b in zip(after, words, strict=True))
+
+    def _inside(self, data: bytes, target: Forbidden) -> np.ndarray:
+        r"""Tokens that hold the word behind something else ("\\n\\n" + w, superwords)."""
+        word, pieces = target.word.encode(), self.vocabulary.pieces
+        if self.mode == "first_token":
+            return np.zeros(0, dtype=np.int64)
+        if word not in self._holding:
+            self._holding[word] = [
+                (token, place)
+                for token, piece in enumerate(pieces)
+                if piece and word in piece
+                for place in _occurrences(piece, word)
+                if place and not _starts_in_word(piece[place + len(word) :])
+            ]
+        known = self._holding[word]
+        found = [t for t, place in known if self._may_start(data + (pieces[t] or b"")[:place], word, target.after)]
+        return np.array(found, dtype=np.int64)
 
     def _completions(self, surface: bytes, size: int) -> np.ndarray:
         """Tokens that complete `surface`, of which `size` bytes stand, at the end of a word."""
@@ -167,11 +186,12 @@ def _ends_in_word(data: bytes) -> bool:
 
 
 def _starts_in_word(data: bytes) -> bool:
-    """Whether the first character is a letter or digit; an unfinished character counts as one."""
-    if not data:
-        return False
-    text = data[:4].decode("utf-8", "replace")
-    return text[0] == "\ufffd" or text[0].isalnum()
+    """Whether the first character is a letter or digit; an unfinished character may become anything and counts as none."""
+    return bool(data) and data[:4].decode("utf-8", "replace")[0].isalnum()
+
+
+def _occurrences(piece: bytes, word: bytes) -> list[int]:
+    return [place for place in range(len(piece) - len(word) + 1) if piece.startswith(word, place)]
 
 
 class CanonicalOnly(LogitsProcessor):

@@ -105,7 +105,7 @@ class ConsistencyProbe:
             UnsupportedModelError: `model` cannot generate, or bytes cannot be recovered from the tokens.
             ValueError: no passages, or a prompt that does not survive the tokenizer.
         """
-        if not callable(getattr(model, "generate", None)):
+        if not callable(getattr(model, "generate", None)) or not hasattr(model, "device"):
             raise UnsupportedModelError.of(model, ("causal language models of transformers (AutoModelForCausalLM)",))
         if not len(passages) or isinstance(passages, str):
             raise ValueError("passages must be a sequence of at least one text")
@@ -191,10 +191,8 @@ def _ask(passage: MarkedPassage, how: PromptFormat, tokenizer: Any, vocabulary: 
     """The encoded prompt and the tokens of every target in it, found by their characters."""
     text = how.render(passage, tokenizer)
     shown = passage.marked if how.marked else passage.text
-    if not callable(tokenizer):
-        ids = vocabulary.encode_text(vocabulary.prefix.decode() + text)
-    else:
-        ids = list(tokenizer(text, add_special_tokens=not how.special)["input_ids"])
+    encoding: Any = tokenizer(text, add_special_tokens=not how.special) if callable(tokenizer) else None
+    ids = list(encoding["input_ids"]) if encoding else vocabulary.encode_text(vocabulary.prefix.decode() + text)
     tokens = TokenText(ids, vocabulary)
     start = tokens.text.rfind(shown)
     if start < 0:
