@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,22 @@ def built_once() -> list[dict[str, float | str]]:
     return rows
 
 
+def export(lm: ByteLM, tokenizer: Any, prompt: bytes, size: int, folder: Path) -> None:
+    """What the peer needs to run on the same model and to be compared with: our distributions [size,256] and speed."""
+    lm.model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    state = lm.start(prompt)
+    state.next_probs()
+    rows, made, start = [], bytearray(), time.perf_counter()
+    for _ in range(size):
+        rows.append(state.next_probs()[:256].numpy())
+        made.append(int(rows[-1].argmax()))
+        state.advance(made[-1])
+    spent = time.perf_counter() - start
+    np.savez(folder / "exact.npz", prompt=np.frombuffer(prompt, np.uint8), made=made, rows=rows, bytes_per_s=size / spent)
+    print(folder / "exact.npz", f"{size / spent:.2f} bytes per second")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompt", type=int, default=1024)
@@ -130,6 +147,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--random", action="store_true")
+    parser.add_argument("--export", help="write model, prompt, bytes and exact distributions for the peer, and stop")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, tokenizer = smollm2(device=args.device)
@@ -138,6 +156,9 @@ def main() -> None:
             torch.nn.init.normal_(weight, std=0.02)
     model.eval()
     prompt = prompt_of(args.prompt)
+    if args.export:
+        export(ByteLM(model, tokenizer), tokenizer, prompt, args.bytes, Path(args.export))
+        return
     start = time.perf_counter()
     lm = ByteLM(model, tokenizer)
     once = time.perf_counter() - start
