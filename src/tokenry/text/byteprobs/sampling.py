@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from tokenry.core.checks import check_range
+from tokenry.core.checks import check_int, check_range
 
 _FLOOR = 1e-7
 _GREEDY_BELOW = 0.1
@@ -53,3 +56,22 @@ def sample_symbol(
     if temperature < _GREEDY_BELOW:
         return int(final.argmax())
     return int(torch.multinomial(final.cpu(), 1, generator=generator))
+
+
+def byte_stream(
+    start: Callable[[], Any], max_bytes: int, temperature: float, top_p: float, generator: torch.Generator | None
+) -> Iterator[int]:
+    """Bytes drawn one at a time from the state that `start()` gives; ends at a special symbol or after `max_bytes`.
+
+    Raises:
+        ValueError: a negative `max_bytes` or `temperature`, `top_p` outside (0, 1]; raised before the model runs.
+    """
+    check_int("max_bytes", max_bytes, minimum=0)
+    check_sampling(temperature, top_p)
+    state = start()
+    for _ in range(max_bytes):
+        symbol = sample_symbol(state.next_probs(), temperature=temperature, top_p=top_p, generator=generator)
+        if symbol >= 256:
+            return
+        state.advance(symbol)
+        yield symbol
