@@ -55,7 +55,7 @@ def test_the_report_lists_every_claim_also_failing_and_unfinished_ones(site):
     page = (site.parent / "systems" / "idpruner.html").read_text()
     assert "incomplete" in page
     assert "tokenry reproduce idpruner --scale smoke --seeds 2" in page
-    assert "byteprobs (planned)" in text
+    assert "seed (planned)" in text
 
 
 def test_pages_ask_for_nothing_outside(site, comparison):
