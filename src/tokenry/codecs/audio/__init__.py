@@ -1,0 +1,52 @@
+"""Discrete audio tokens: one protocol over audio codecs, their taxonomy, metrics, token models, and a small codec to train."""
+
+from __future__ import annotations
+
+from tokenry.lazy import lazy_exports
+
+_HERE = "tokenry.codecs.audio"
+_EXPORTS = {
+    "AudioCodec": f"{_HERE}.codec",
+    "AudioCodes": f"{_HERE}.codec",
+    "bitrate": f"{_HERE}.codec",
+    "CodecLayout": "tokenry.hosts.audio_layout",
+    "HostedCodec": f"{_HERE}.hosted",
+    "load_audio_codec": f"{_HERE}.hosted",
+    "CodeStream": f"{_HERE}.streaming",
+    "encode_in_chunks": f"{_HERE}.streaming",
+    "AudioTokenizer": f"{_HERE}.taxonomy",
+    "audio_tokenizers": f"{_HERE}.taxonomy",
+    "BookEmbedding": f"{_HERE}.embedding",
+    "BookAttention": f"{_HERE}.embedding",
+    "delay_books": f"{_HERE}.patterns",
+    "undelay_books": f"{_HERE}.patterns",
+    "flatten_books": f"{_HERE}.patterns",
+    "unflatten_books": f"{_HERE}.patterns",
+    "TokenProbe": f"{_HERE}.probes",
+    "ProbeTraining": f"{_HERE}.probes",
+    "equal_error_rate": f"{_HERE}.probes",
+    "train_probe": f"{_HERE}.probes",
+    "TokenLM": f"{_HERE}.token_lm",
+    "train_token_lm": f"{_HERE}.token_lm",
+    "bits_per_frame": f"{_HERE}.token_lm",
+    "ConvCodec": f"{_HERE}.small_codec",
+    "ConvCodecConfig": f"{_HERE}.small_codec",
+    "CodecTraining": f"{_HERE}.training",
+    "train_codec": f"{_HERE}.training",
+    "posthoc_kmeans": f"{_HERE}.training",
+    "ci_sdr": f"{_HERE}.metrics",
+    "log_mel": f"{_HERE}.metrics",
+    "mel_distance": f"{_HERE}.metrics",
+    "multi_resolution_stft_distance": f"{_HERE}.metrics",
+    "pesq": f"{_HERE}.metrics",
+    "resample": f"{_HERE}.metrics",
+    "sdr": f"{_HERE}.metrics",
+    "si_sdr": f"{_HERE}.metrics",
+    "si_snr": f"{_HERE}.metrics",
+    "snr": f"{_HERE}.metrics",
+    "stoi": f"{_HERE}.metrics",
+    "metrics": f"{_HERE}.metrics",
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
+__all__ = sorted(_EXPORTS)
