@@ -7,6 +7,7 @@ from tokenry.lazy import lazy_exports
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "codecs": "tokenry.codecs",
     "core": "tokenry.core",
     "hosts": "tokenry.hosts",
     "pruning": "tokenry.pruning",

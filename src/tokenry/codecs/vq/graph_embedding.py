@@ -20,6 +20,7 @@ class NodeHashEmbedding(nn.Module):
         dim: d, width of the embeddings and of the result.
         encoder: ``"concat"``: Linear(2 d), ReLU, Linear(d) on the joined k + m vectors; ``"deepsets"``: an MLP on each
             token, sum, an MLP; ``"transformer"``: one layer over the tokens, then their mean.
+        hidden: width between the layers, 2 d unless given.
         heads: attention heads of the transformer.
         dropout: after the first layer (concat, deepsets) and in the transformer.
 
@@ -33,6 +34,7 @@ class NodeHashEmbedding(nn.Module):
         dim: int,
         *,
         encoder: str = "concat",
+        hidden: int | None = None,
         heads: int = 4,
         dropout: float = 0.0,
     ) -> None:
@@ -48,17 +50,18 @@ class NodeHashEmbedding(nn.Module):
             nn.init.normal_(table.weight, std=dim**-0.5)
         with torch.no_grad():
             self.relation.weight[-1].zero_()
+        middle = 2 * dim if hidden is None else check_int("hidden", hidden, 1)
         if encoder == "concat":
             width = (self.nearest + self.relations) * dim
-            self.join = nn.Sequential(nn.Linear(width, 2 * dim), nn.Dropout(dropout), nn.ReLU(), nn.Linear(2 * dim, dim))
+            self.join = nn.Sequential(nn.Linear(width, middle), nn.Dropout(dropout), nn.ReLU(), nn.Linear(middle, dim))
         elif encoder == "deepsets":
-            self.each = nn.Sequential(nn.Linear(dim, 2 * dim), nn.Dropout(dropout), nn.ReLU(), nn.Linear(2 * dim, dim))
-            self.join = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+            self.each = nn.Sequential(nn.Linear(dim, middle), nn.Dropout(dropout), nn.ReLU(), nn.Linear(middle, dim))
+            self.join = nn.Sequential(nn.Linear(dim, middle), nn.ReLU(), nn.Linear(middle, dim))
         else:
             check_int("heads", heads, 1)
             if dim % heads:
                 raise ValueError(f"heads must divide dim={dim}, got {heads}")
-            self.join = nn.TransformerEncoderLayer(dim, heads, 2 * dim, dropout, batch_first=True)
+            self.join = nn.TransformerEncoderLayer(dim, heads, middle, dropout, batch_first=True)
 
     def forward(self, hashes: NodeHash) -> Tensor:
         """Hashes [..., k], [..., k], [..., m] -> vectors [..., d]."""

@@ -1,0 +1,276 @@
+"""What every quantizer has: one call, one return type, masks, layouts, float32 inside, save and load."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tokenry.core.checks import check_finite, check_float, check_int, check_mask
+from tokenry.core.codebook_stats import CodebookStats, check_indices
+from tokenry.hosts.checkpoint import CONFIG, WEIGHTS, write_checkpoint
+
+Q = TypeVar("Q", bound="Quantizer")
+
+
+class Quantized(NamedTuple):
+    """What a quantizer returns.
+
+    codes: [..., D] of the input's dtype and layout, with a gradient to the input.
+    indices: int64 [...] for one book, [..., M] for several; -1 where masked or dropped.
+    loss: 0-dim float32, to be added to the task's loss.
+    stats: perplexity, usage, dead codes; computed when read.
+    """
+
+    codes: Tensor
+    indices: Tensor
+    loss: Tensor
+    stats: CodebookStats
+
+
+class Choice(NamedTuple):
+    """What a variant decides on rows [N, d] of its code space: codes [N, d], indices [N] or [N, M], loss, loss of each book."""
+
+    codes: Tensor
+    indices: Tensor
+    loss: Tensor
+    losses: Tensor | None = None
+
+
+class Quantizer(nn.Module, ABC):
+    """A map from vectors to integers and back.
+
+    `forward` takes x [..., D] ([B, D, ...] with `channels_first`) of any floating type and an optional bool mask [...]
+    (True = real), and works in float32 whatever the input, the module's dtype or autocast say. Masked positions touch
+    neither losses, statistics nor codebooks; their codes are zero and their indices -1. Non-finite input is refused.
+
+    Attributes:
+        dim: width D of inputs and codes.
+        code_dim: width d of the code space; linear maps lead in and out where it differs from `dim`.
+        books: number of codebooks M, None for a single index.
+        codebook_sizes: codes of each book.
+    """
+
+    _registry: ClassVar[dict[str, type[Quantizer]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        Quantizer._registry[cls.__name__] = cls
+
+    def __init__(
+        self, dim: int, code_dim: int, books: int | None, codebook_size: int, *, channels_first: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.dim = check_int("dim", dim, 1)
+        self.code_dim = check_int("code_dim", code_dim, 1)
+        self.books = books
+        self.codebook_size = codebook_size
+        self.channels_first = channels_first
+        self.seed = check_int("seed", seed, 0)
+        self.project_in: nn.Module = nn.Identity()
+        self.project_out: nn.Module = nn.Identity()
+        if dim != code_dim:
+            generator = torch.Generator().manual_seed(seed)
+            self.project_in = seeded_linear(dim, code_dim, generator)
+            self.project_out = seeded_linear(code_dim, dim, generator)
+
+    def _arguments(self, given: dict[str, Any]) -> None:
+        """Remember the constructor's arguments (its ``locals()``) for `save_pretrained`."""
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        self.arguments = {name: given[name] for name in names if name in given}
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each book."""
+        return (self.codebook_size,) * (self.books or 1)
+
+    @property
+    def bits(self) -> float:
+        """Bits of one vector: the sum over books of log2 of their sizes."""
+        return float(torch.tensor(self.codebook_sizes, dtype=torch.float64).log2().sum())
+
+    # -- the four calls -------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Quantized:
+        """Quantize x [..., D] -> `Quantized`.
+
+        Raises:
+            TypeError: x is not a floating-point tensor, or the mask not bool.
+            ValueError: wrong width, no vector at all, a wrong mask, NaN or Inf; nothing has been learned from it then.
+        """
+        rows, keep, shape = self._enter(x, mask)
+        with torch.autocast(x.device.type, enabled=False):
+            choice = self._quantize(self.project_in(rows), keep, **options)
+            codes = self._leave(choice.codes, keep, shape).to(x.dtype)
+        indices = choice.indices.reshape(*shape, *choice.indices.shape[1:])
+        if keep is not None:
+            indices = indices.masked_fill(~keep.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
+        stats = CodebookStats(indices, self.codebook_size, books=self.books is not None, losses=choice.losses)
+        return Quantized(codes, indices, choice.loss, stats)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
+        """Indices [...] or [..., M] of x [..., D]; never learns, draws no noise. -1 where masked."""
+        rows, _, shape = self._enter(x, mask)
+        with torch.autocast(x.device.type, enabled=False):
+            indices = self._encode(self.project_in(rows), **options)
+        indices = indices.reshape(*shape, *indices.shape[1:])
+        return indices if mask is None else indices.masked_fill(~mask.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Codes [..., D] float32 of indices [...] or [..., M], as `forward` returns them; zero where every index is -1.
+
+        Raises:
+            TypeError: indices are not integers. ValueError: an index out of range, or a wrong number of books.
+        """
+        codes = self._combine(self.codes_of(indices))
+        flat = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
+        with torch.autocast(codes.device.type, enabled=False):
+            absent = (indices < 0) if self.books is None else (indices < 0).all(dim=-1)
+            return self._leave(flat, None if not bool(absent.any()) else ~absent.flatten(), codes.shape[:-1])
+
+    def codes_of(self, indices: Tensor) -> Tensor:
+        """Codes in the code space: [..., d] for one book, [..., M, d] of each book for several; zero where the index is -1."""
+        check_indices("indices", indices, self.codebook_size)
+        if self.books is not None and (indices.dim() == 0 or not self._fits_books(indices.shape[-1])):
+            raise ValueError(f"indices must have {self.books} books in their last axis, got shape {list(indices.shape)}")
+        return self._lookup(indices.long())
+
+    def _fits_books(self, count: int) -> bool:
+        return count == self.books
+
+    # -- what a variant implements ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
+        """Quantize rows z [N, d]; rows where `keep` [N] is False are zero and must not count."""
+
+    @abstractmethod
+    def _encode(self, z: Tensor) -> Tensor:
+        """Indices of rows z [N, d]."""
+
+    @abstractmethod
+    def _lookup(self, indices: Tensor) -> Tensor:
+        """`codes_of` for checked int64 indices."""
+
+    def _combine(self, codes: Tensor) -> Tensor:
+        """Codes of the books -> code: [..., d] or [..., M, d] -> [..., d]."""
+        return codes
+
+    # -- layout ----------------------------------------------------------------------------------------------------------
+
+    def _enter(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """Turn x into rows [N, D] in float32 (float64 stays), mask [N], and the shape of the positions."""
+        check_float("x", x)
+        if x.dim() < 1 + self.channels_first:
+            raise ValueError(f"x must have shape {self._wanted()}, got {list(x.shape)}")
+        if x.shape[1 if self.channels_first else -1] != self.dim:
+            raise ValueError(f"x must have width {self.dim}, shape {self._wanted()}, got {list(x.shape)}")
+        x = x.movedim(1, -1) if self.channels_first else x
+        shape = x.shape[:-1]
+        rows = x.reshape(-1, self.dim)
+        rows = rows.to(self._dtype(rows))
+        if not len(rows):
+            raise ValueError(f"x must hold at least one vector, got shape {list(x.shape)}")
+        keep = None
+        if mask is not None:
+            keep = check_mask("mask", mask, shape).reshape(-1)
+            rows = rows.masked_fill(~keep[:, None], 0.0)
+        if not torch.compiler.is_compiling():
+            self._check_rows(rows, keep)
+        return rows, keep, shape
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Type the work is done in: that of the weights, else float32 (float64 for float64 input)."""
+        weight = next(self.parameters(), None)
+        wide = x.dtype == torch.float64 if weight is None else weight.dtype == torch.float64
+        return torch.float64 if wide else torch.float32
+
+    def _check_rows(self, rows: Tensor, keep: Tensor | None) -> None:
+        """Refuse what must not reach a codebook (in eager mode: a compiled graph shows NaN in its codes instead)."""
+        check_finite("x", rows)
+        if keep is not None and not bool(keep.any()):
+            raise ValueError("mask must keep at least one vector, got all False")
+
+    @staticmethod
+    def _sealed(indices: Tensor, z: Tensor) -> Tensor:
+        """In a compiled graph, which cannot raise, a non-finite row has index -1; its codes are NaN."""
+        if not torch.compiler.is_compiling():
+            return indices
+        return indices.masked_fill(~torch.isfinite(z).all(dim=-1), -1)
+
+    def _wanted(self) -> str:
+        return f"[B, {self.dim}, ...]" if self.channels_first else f"[..., {self.dim}]"
+
+    def _leave(self, codes: Tensor, keep: Tensor | None, shape: torch.Size) -> Tensor:
+        out = self.project_out(codes)
+        if keep is not None:
+            out = out.masked_fill(~keep[:, None], 0.0)
+        out = out.view(*shape, self.dim)
+        return out.movedim(-1, 1) if self.channels_first else out
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move with the model but stay in float32: half-precision books and running counts drift."""
+
+        def keep_float(x: Tensor) -> Tensor:
+            moved = fn(x)
+            half = moved.is_floating_point() and moved.dtype in (torch.float16, torch.bfloat16)
+            return x.to(moved.device) if half else moved
+
+        return super()._apply(keep_float, recurse)
+
+    def _generator(self, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator for one training step: the same on every rank and after a resume."""
+        return torch.Generator(device).manual_seed((self.seed * 0x9E3779B1 + step) & 0x7FFFFFFFFFFFFFFF)
+
+    # -- save and load -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the constructor's arguments (``config.json``) and the whole state (``model.safetensors``) to `folder`."""
+        write_checkpoint(folder, self, {"class": type(self).__name__, "arguments": self.arguments})
+
+    @classmethod
+    def from_pretrained(cls: type[Q], folder: str | Path) -> Q:
+        """Load what `save_pretrained` wrote; `Quantizer.from_pretrained` loads any variant.
+
+        Raises:
+            FileNotFoundError: `folder` holds no quantizer. ValueError: it holds one of another class.
+        """
+        path = Path(folder)
+        described = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        name = described.get("class", "")
+        found = Quantizer._registry.get(name) or getattr(import_module("tokenry.codecs"), name, None)
+        if found is None or not issubclass(found, cls):
+            raise ValueError(f"folder={str(folder)!r} holds a {name!r}, not a {cls.__name__}")
+        module = found(**described["arguments"])
+        module.load_state_dict(load_file(path / WEIGHTS))
+        return module  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        """Arguments, as given."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+
+
+def seeded_linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = True) -> nn.Linear:
+    """A linear layer with the usual uniform start in +-inputs^-1/2, drawn from `generator`."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    bound = inputs**-0.5
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def spread(values: Tensor, keep: Tensor | None, fill: float = 0.0) -> Tensor:
+    """Rows [n, ...] to the places where `keep` [N] is True, `fill` elsewhere: [N, ...]; unchanged without `keep`."""
+    if keep is None:
+        return values
+    out = values.new_full((len(keep), *values.shape[1:]), fill)
+    return out.masked_scatter(keep.view(-1, *[1] * (values.dim() - 1)), values)

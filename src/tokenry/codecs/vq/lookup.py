@@ -1,0 +1,297 @@
+"""Codebooks that are looked up: nearest code, EMA or gradient learning, k-means start, dead-code reset, per book."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenry.codecs.vq.base import Quantizer
+from tokenry.core.bit_entropy import entropy
+from tokenry.core.checks import check_choice, check_int, check_range
+from tokenry.core.codebooks import cluster_sums, draw_rows, kmeans, nearest_codes, squared_distances
+from tokenry.core.gradient_estimators import (
+    ESTIMATORS,
+    SOFT_ESTIMATORS,
+    gumbel_softmax,
+    index_backprop,
+    rotation_trick,
+    straight_through,
+)
+from tokenry.core.ranks import joined_rows, sum_over_ranks, world_size
+
+Distance = Literal["euclidean", "cosine"]
+Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop"]
+
+
+class Stage(NamedTuple):
+    """One book's answer for rows z [n, d]: codes with the estimator's gradient, the plain rows q, indices, loss."""
+
+    codes: Tensor
+    rows: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+class LookupQuantizer(Quantizer):
+    """Shared by the variants with learned books; `codebook` is [K, d], or [M, K, d] for several books.
+
+    EMA books keep, besides the book, `counts` n_k and `mass`: the running sum m_k of a code is c_k mass_k, so that the
+    state is consistent whatever book is loaded.
+    """
+
+    codebook: Tensor
+    counts: Tensor
+    mass: Tensor
+    initialised: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        books: int | None = None,
+        book_dim: int | None = None,
+        code_dim: int | None = None,
+        distance: Distance = "euclidean",
+        ema: bool = True,
+        decay: float = 0.8,
+        epsilon: float = 1e-5,
+        smoothing: Literal["laplace", "clamp"] = "laplace",
+        commitment: float = 1.0,
+        estimator: Estimator = "straight_through",
+        temperature: float = 1.0,
+        kmeans_init: bool = False,
+        kmeans_iterations: int = 10,
+        reset_threshold: float = 0.0,
+        reset_count: float | None = None,
+        entropy_weight: float = 0.0,
+        diversity: float = 1.0,
+        orthogonality: float = 0.0,
+        seed: int = 0,
+        channels_first: bool = False,
+    ) -> None:
+        check_int("codebook_size", codebook_size, 2)
+        super().__init__(dim, code_dim or dim, books, codebook_size, channels_first=channels_first, seed=seed)
+        self.distance = check_choice("distance", distance, ("euclidean", "cosine"))
+        self.ema = ema
+        self.decay = check_range("decay", decay, 0, 1, high_open=True)
+        self.epsilon = check_range("epsilon", epsilon, 0, low_open=True)
+        self.smoothing = check_choice("smoothing", smoothing, ("laplace", "clamp"))
+        self.commitment = check_range("commitment", commitment, 0)
+        self.estimator = check_choice("estimator", estimator, ESTIMATORS)
+        self.temperature = check_range("temperature", temperature, 0, low_open=True)
+        self.kmeans_iterations = check_int("kmeans_iterations", kmeans_iterations, 1)
+        self.reset_threshold = check_range("reset_threshold", reset_threshold, 0)
+        self.reset_count = check_range("reset_count", reset_threshold if reset_count is None else reset_count, 0)
+        self.entropy_weight = check_range("entropy_weight", entropy_weight, 0)
+        self.diversity = check_range("diversity", diversity, 0)
+        self.orthogonality = check_range("orthogonality", orthogonality, 0)
+        if orthogonality and ema:
+            raise ValueError(f"orthogonality={orthogonality} is a gradient on the book and needs ema=False")
+        self._add_book(book_dim or self.code_dim, kmeans_init)
+
+    def _add_book(self, width: int, kmeans_init: bool) -> None:
+        lead = () if self.books is None else (self.books,)
+        # uniform in +-1/K, as VQ-VAE starts; unit rows for cosine codes
+        book = torch.empty(*lead, self.codebook_size, width)
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.distance == "cosine":
+            book = F.normalize(book.normal_(generator=generator), dim=-1)
+        else:
+            book.uniform_(-1 / self.codebook_size, 1 / self.codebook_size, generator=generator)
+        if self.ema:
+            self.register_buffer("codebook", book)
+        else:
+            self.codebook = nn.Parameter(book)
+        self.register_buffer("counts", torch.ones(*lead, self.codebook_size))
+        self.register_buffer("mass", torch.ones(*lead, self.codebook_size))
+        self.register_buffer("initialised", torch.full(lead, not kmeans_init))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self._starts_with_kmeans = kmeans_init
+
+    # -- one book ----------------------------------------------------------------------------------------------------------
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        return self.codebook.dtype
+
+    @property
+    def _dot(self) -> bool:
+        return self.distance == "cosine"
+
+    def _state(self, name: str, book: int) -> Tensor:
+        """The part of a buffer that belongs to one book: a view."""
+        whole = getattr(self, name)
+        return whole if self.books is None else whole[book]
+
+    def _compared(self, book: int) -> Tensor:
+        """Rows that inputs are compared with: [K, d], of unit norm for cosine."""
+        rows = self._state("codebook", book)
+        return F.normalize(rows, dim=-1) if self._dot else rows
+
+    def _emitted(self, book: int) -> Tensor:
+        """Rows that are given out: [K, d]."""
+        return self._compared(book)
+
+    def _prepare(self, z: Tensor) -> Tensor:
+        """Unit rows for cosine (a zero row stays zero), z itself otherwise."""
+        return F.normalize(z, dim=-1) if self._dot else z
+
+    def _stage(self, z: Tensor, book: int, step: int, given: Tensor | None = None) -> Stage:
+        """Choose codes for real rows z [n, d] from one book (or take the `given` ones); in training the book learns."""
+        if self.training and self._starts_with_kmeans:
+            self._start(z.detach(), book)
+        if given is None and self.training and (self.estimator in SOFT_ESTIMATORS or self.entropy_weight):
+            stage = self._soft_stage(z, book, step)
+        else:
+            indices = nearest_codes(z, self._compared(book), dot=self._dot) if given is None else given
+            rows = F.embedding(indices, self._emitted(book))
+            stage = Stage(self._estimate(z, rows), rows, indices, self._loss(z, rows))
+        if self.training:
+            self._learn(z.detach(), stage.indices, book, step)
+        return stage
+
+    def _estimate(self, z: Tensor, rows: Tensor) -> Tensor:
+        return rotation_trick(z, rows) if self.estimator == "rotation" else straight_through(z, rows)
+
+    def _soft_stage(self, z: Tensor, book: int, step: int) -> Stage:
+        """Stage with the logits of all codes: for soft estimators and the entropy term. Memory O(n K)."""
+        # a copy, since the book is updated in place before the backward pass
+        compared, emitted = self._compared(book).clone(), self._emitted(book).clone()
+        logits = z @ compared.t() if self._dot else -squared_distances(z, compared)
+        extra = self._entropy_term(logits)
+        if self.estimator not in SOFT_ESTIMATORS:
+            indices = logits.detach().argmax(dim=-1)
+            rows = F.embedding(indices, emitted)
+            return Stage(self._estimate(z, rows), rows, indices, self._loss(z, rows) + extra)
+        if self.estimator == "gumbel":
+            weights, indices = gumbel_softmax(logits, self.temperature, self._noise(step, book, z.device))
+        else:
+            weights, indices = index_backprop(logits, self.temperature)
+        codes, rows = weights @ emitted, F.embedding(indices, emitted)
+        return Stage(rows.detach() + (codes - codes.detach()), rows, indices, self._loss(z, rows) + extra)
+
+    def _noise(self, step: int, book: int, device: torch.device) -> torch.Generator:
+        rank = torch.distributed.get_rank() if world_size() > 1 else 0
+        return self._generator((step * 1009 + book) * 4099 + rank + 1, device)
+
+    def _loss(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Commitment ||z - sg(q)||^2 + ||sg(z) - q||^2 (without EMA), means over all elements."""
+        loss = self.commitment * F.mse_loss(z, rows.detach())
+        return loss if self.ema else loss + F.mse_loss(rows, z.detach())
+
+    def _entropy_term(self, logits: Tensor) -> Tensor:
+        """Weight (E_z[H(p)] - diversity H(E_z[p])) with p = softmax(logits / temperature)."""
+        if not self.entropy_weight:
+            return logits.new_zeros(())
+        shares = (logits / self.temperature).softmax(dim=-1)
+        return self.entropy_weight * (entropy(shares).mean() - self.diversity * entropy(shares.mean(dim=0)))
+
+    def _orthogonality_term(self) -> Tensor:
+        """Weight (mean over pairs of cos^2 - 1/K), summed over books; through the d x d Gram matrix."""
+        unit = F.normalize(self.codebook, dim=-1)
+        gram = unit.transpose(-1, -2) @ unit
+        return self.orthogonality * (gram.square().sum(dim=(-2, -1)) / self.codebook_size**2 - 1 / self.codebook_size).sum()
+
+    # -- learning ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _start(self, z: Tensor, book: int) -> None:
+        """k-means of the first batch of all ranks becomes the book."""
+        if bool(self._state("initialised", book)):
+            return
+        total = joined_rows(len(z), z.device)[1]
+        if total < self.codebook_size:
+            raise ValueError(
+                f"kmeans_init needs at least codebook_size={self.codebook_size} vectors in the first batch, got {total}"
+            )
+        generator = self._generator(-1 - book)
+        centres, counts = kmeans(z, self.codebook_size, iterations=self.kmeans_iterations, generator=generator, dot=self._dot)
+        self._replace(book, centres, counts)
+        self._state("initialised", book).fill_(True)
+
+    def _replace(self, book: int, centres: Tensor, counts: Tensor) -> None:
+        """Set one book and the counts behind it."""
+        self._state("codebook", book).copy_(centres)
+        self._state("counts", book).copy_(counts)
+        self._state("mass", book).copy_(self._smoothed(self._state("counts", book)))
+
+    def _smoothed(self, counts: Tensor) -> Tensor:
+        """(n_k + eps) / (sum n + K eps) sum n, or max(n_k, eps) with smoothing='clamp'."""
+        if self.smoothing == "clamp":
+            return counts.clamp(min=self.epsilon)
+        total = counts.sum()
+        return (counts + self.epsilon) / (total + self.codebook_size * self.epsilon) * total
+
+    @torch.no_grad()
+    def _learn(self, z: Tensor, indices: Tensor, book: int, step: int) -> None:
+        """EMA update of one book with rows z [n, d] of all ranks, then replacement of its dead codes."""
+        if not self.ema and not self.reset_threshold:
+            return
+        counts, rows = self._state("counts", book), self._state("codebook", book)
+        seen, sums = cluster_sums(z, indices, self.codebook_size)
+        if not len(z) and not bool(seen.any()):
+            return  # no rank used this book
+        counts.mul_(self.decay).add_(seen.to(counts.dtype), alpha=1 - self.decay)
+        if self.ema:
+            mass = self._state("mass", book)
+            running = (mass[:, None] * self.decay) * rows + (1 - self.decay) * sums.to(rows.dtype)
+            if self._dot:
+                # the book has unit rows, so the length of the running sum is what has to be remembered
+                mass.copy_(torch.linalg.vector_norm(running, dim=-1))
+                rows.copy_(F.normalize(running, dim=-1))
+            else:
+                mass.copy_(self._smoothed(counts))
+                rows.copy_(running / mass[:, None])
+        if self.reset_threshold:
+            self._reset(z, book, step)
+
+    def _idle(self, z: Tensor, book: int, step: int) -> None:
+        """This rank has nothing for a book that other ranks may be using: take part in their sums."""
+        if self.training and world_size() > 1:
+            self._learn(z[:0].detach(), torch.empty(0, dtype=torch.long, device=z.device), book, step)
+
+    def _reset(self, z: Tensor, book: int, step: int) -> None:
+        """Codes whose running count fell below the threshold become random rows of the batch."""
+        counts = self._state("counts", book)
+        dead = counts < self.reset_threshold
+        count = int(dead.sum())
+        if not count:
+            return
+        rows = draw_rows(z, count, self._generator(step * 1009 + book))
+        self._state("codebook", book)[dead] = rows.to(self.codebook.dtype)
+        counts[dead] = self.reset_count
+        self._state("mass", book)[dead] = self.reset_count
+
+    def _check_rows(self, rows: Tensor, keep: Tensor | None) -> None:
+        """Refuse bad rows on every rank when one of them has any, so that no rank waits for another."""
+        if not self.training or world_size() == 1:
+            return super()._check_rows(rows, keep)
+        problem = None
+        try:
+            super()._check_rows(rows, keep)
+        except ValueError as error:
+            problem = error
+        if problem is not None:
+            sum_over_ranks(torch.ones((), device=rows.device))
+            raise problem
+        if bool(sum_over_ranks(torch.zeros((), device=rows.device))):
+            raise ValueError("x must be finite on every rank: another rank refused its batch")
+
+    def _next_step(self) -> int:
+        """Number of this training step (0 in evaluation); the seed of its draws."""
+        if not self.training:
+            return 0
+        self.steps += 1
+        return int(self.steps)
+
+    def _lookup(self, indices: Tensor) -> Tensor:
+        if self.books is None:
+            codes = F.embedding(indices.clamp(min=0), self._emitted(0))
+        else:
+            each = [F.embedding(indices[..., m].clamp(min=0), self._emitted(m)) for m in range(indices.shape[-1])]
+            codes = torch.stack(each, dim=-2)
+        return codes.masked_fill((indices < 0)[..., None], 0.0)

@@ -1,0 +1,212 @@
+"""RVQ: each level quantizes what the levels before it left over.
+
+r_0 = z; for m = 1 ... M: k_m = nearest(C_m, r_{m-1}), q_m = C_m[k_m], r_m = r_{m-1} - sg(q_m); z_q = sum q_m. The gradient
+estimator acts once, on the total. The loss is the sum over levels of each level's loss; `stats.losses` holds them.
+A prefix of levels decodes to a coarser code; dropped levels have index -1 and decode to zero.
+
+Quantizer dropout: per batch a random prefix is kept (vector-quantize-pytorch); `dropout_scope="sample"` draws it for
+each sample (DAC); `allowed_levels` restricts the lengths (EnCodec's bandwidths). k-means starts level m on the residuals
+of the already started level m - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenry.codecs.vq.asymmetric import AdditiveSearch
+from tokenry.codecs.vq.base import Choice, Quantized, spread
+from tokenry.codecs.vq.lookup import Distance, Estimator, LookupQuantizer, Stage
+from tokenry.codecs.vq.single import check_bank, fit_book
+from tokenry.core.checks import check_choice, check_int, check_range
+from tokenry.core.codebooks import code_bias, nearest_codes
+from tokenry.core.gradient_estimators import SOFT_ESTIMATORS
+
+
+class ResidualVQ(AdditiveSearch, LookupQuantizer):
+    """M codebooks in a row: x [..., D] -> codes [..., D], indices [..., M]; `codebook` is [M, K, d].
+
+    Args:
+        dim: width D.
+        levels: number of codebooks M.
+        codebook_size: K of each.
+        quantizer_dropout: probability, in training, that only a random prefix of the levels is used.
+        dropout_scope: draw once per "batch", or for each "sample" (entry of the first axis).
+        allowed_levels: lengths a prefix may have; 1 ... M by default.
+        beam: number of partial sums kept at each level; 1 is greedy.
+        distance, ema, decay, epsilon, smoothing, commitment, estimator, temperature, kmeans_init, kmeans_iterations,
+        reset_threshold, reset_count, code_dim, seed, channels_first: as for `VectorQuantizer`. With "cosine" a level
+            compares directions and gives out unit rows.
+
+    Raises:
+        ValueError, TypeError: an argument out of range, named.
+
+    Source: section 3.2 of the survey.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        levels: int,
+        codebook_size: int,
+        *,
+        quantizer_dropout: float = 0.0,
+        dropout_scope: Literal["batch", "sample"] = "batch",
+        allowed_levels: Sequence[int] | None = None,
+        beam: int = 1,
+        distance: Distance = "euclidean",
+        ema: bool = True,
+        decay: float = 0.8,
+        epsilon: float = 1e-5,
+        smoothing: Literal["laplace", "clamp"] = "laplace",
+        commitment: float = 1.0,
+        estimator: Estimator = "straight_through",
+        temperature: float = 1.0,
+        kmeans_init: bool = False,
+        kmeans_iterations: int = 10,
+        reset_threshold: float = 0.0,
+        reset_count: float | None = None,
+        code_dim: int | None = None,
+        seed: int = 0,
+        channels_first: bool = False,
+    ) -> None:
+        given = dict(locals())
+        super().__init__(
+            dim, codebook_size, books=check_int("levels", levels, 1), distance=distance, ema=ema, decay=decay,
+            epsilon=epsilon, smoothing=smoothing, commitment=commitment, estimator=estimator, temperature=temperature,
+            kmeans_init=kmeans_init, kmeans_iterations=kmeans_iterations, reset_threshold=reset_threshold,
+            reset_count=reset_count, code_dim=code_dim, seed=seed, channels_first=channels_first,
+        )  # fmt: skip
+        self._arguments(given)
+        self.levels = levels
+        self.quantizer_dropout = check_range("quantizer_dropout", quantizer_dropout, 0, 1)
+        self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "sample"))
+        self.allowed_levels = tuple(check_int("allowed_levels", n, 1, levels) for n in allowed_levels or range(1, levels + 1))
+        self.beam = check_int("beam", beam, 1)
+        if beam > 1 and (distance == "cosine" or estimator in SOFT_ESTIMATORS):
+            raise ValueError(f"beam={beam} minimises Euclidean error with hard codes, got {distance=}, {estimator=}")
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Quantized:
+        """Quantize x [..., D] with all levels, or the first `levels`."""
+        return super().forward(x, mask, samples=x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1, levels=levels)
+
+    def encode(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Tensor:
+        """Indices [..., M] of x [..., D], or [..., levels] of the first `levels`; never learns."""
+        return super().encode(x, mask, levels=self._count(levels))
+
+    def _count(self, levels: int | None) -> int:
+        return self.levels if levels is None else check_int("levels", levels, 1, self.levels)
+
+    def _fits_books(self, count: int) -> bool:
+        return 1 <= count <= self.levels
+
+    def _combine(self, codes: Tensor) -> Tensor:
+        return codes.sum(dim=-2)
+
+    def _quantize(self, z: Tensor, keep: Tensor | None, samples: int = 1, levels: int | None = None) -> Choice:
+        used = self._count(levels)
+        step = self._next_step()
+        lengths = self._dropped(len(z), samples, used, step, z.device)
+        planned = self._beam(z, used) if self.beam > 1 and not self._must_start() else None
+        residual, total, plain = z, torch.zeros_like(z), torch.zeros_like(z)
+        indices, losses = torch.full((len(z), self.levels), -1, device=z.device), []
+        for level in range(used):
+            active = _both(keep, None if lengths is None else lengths > level)
+            if active is not None and not bool(active.any()):
+                self._idle(z, level, step)
+                losses.append(z.new_zeros(()))
+                continue
+            given = None if planned is None else planned[:, level]
+            stage = self._level(residual, active, given, level, step)
+            total, plain = total + stage.codes, plain + stage.rows
+            indices[:, level] = stage.indices
+            losses.append(stage.loss)
+            residual = residual - stage.rows.detach()
+        codes = total if self.estimator in SOFT_ESTIMATORS and self.training else self._estimate(z, plain)
+        each = torch.stack([*losses, *[z.new_zeros(())] * (self.levels - used)])
+        return Choice(codes, indices, each.sum(), each)
+
+    def _level(self, residual: Tensor, active: Tensor | None, given: Tensor | None, level: int, step: int) -> Stage:
+        """One level's stage for all rows: zero codes and index -1 where not active."""
+        real = self._prepare(residual if active is None else residual[active])
+        stage = self._stage(real, level, step, given if given is None or active is None else given[active])
+        codes, rows = spread(stage.codes, active), spread(stage.rows, active)
+        return stage._replace(codes=codes, rows=rows, indices=spread(stage.indices, active, -1))
+
+    def _must_start(self) -> bool:
+        return self.training and self._starts_with_kmeans and not bool(self.initialised.all())
+
+    def _dropped(self, rows: int, samples: int, used: int, step: int, device: torch.device) -> Tensor | None:
+        """Number of levels each row may use [N], or None for all."""
+        if not self.training or not self.quantizer_dropout or self._must_start():
+            return None
+        generator = self._generator(step * 1009 + 503)
+        draws = 1 if self.dropout_scope == "batch" else samples
+        drop = torch.rand(draws, generator=generator) < self.quantizer_dropout
+        allowed = torch.tensor(self.allowed_levels)
+        prefix = allowed[torch.randint(len(allowed), (draws,), generator=generator)]
+        lengths = torch.where(drop, prefix, self.levels).clamp(max=used)
+        return lengths.repeat_interleave(rows // draws).to(device)
+
+    def _encode(self, z: Tensor, levels: int) -> Tensor:
+        if self.beam > 1:
+            return self._beam(z, levels)
+        indices = []
+        for level in range(levels):
+            rows = self._compared(level)
+            indices.append(nearest_codes(z, rows, dot=self._dot))
+            z = z - F.embedding(indices[-1], rows)
+        return torch.stack(indices, dim=-1)
+
+    @torch.no_grad()
+    def _beam(self, z: Tensor, levels: int) -> Tensor:
+        return beam_search(z.detach(), self.codebook.detach()[:levels], self.beam)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, *, iterations: int = 25) -> ResidualVQ:
+        """Set the books by k-means on a bank x [N, D], level after level on the residuals; returns self."""
+        residual = self.project_in(check_bank(x, self.dim, self.codebook_size))
+        for level in range(self.levels):
+            real = self._prepare(residual)
+            fit_book(self, level, real, iterations)
+            rows = self._compared(level)
+            residual = residual - F.embedding(nearest_codes(real, rows, dot=self._dot), rows)
+        return self
+
+
+class _Beam(NamedTuple):
+    """Partial sums of each row: what is left [N, B, D], indices so far [N, B, m]."""
+
+    residual: Tensor
+    indices: Tensor
+
+
+def beam_search(z: Tensor, codebook: Tensor, width: int) -> Tensor:
+    """Indices [N, M] of rows z [N, D] for books [M, K, D]: at each level the `width` partial sums of least squared error."""
+    books, codes = codebook.shape[:2]
+    rows = max(1, (1 << 22) // (width * codes))
+    return torch.cat([_beam_rows(part, codebook, width) for part in z.split(rows)]) if len(z) else z.new_zeros(0, books).long()
+
+
+def _beam_rows(z: Tensor, codebook: Tensor, width: int) -> Tensor:
+    beam = _Beam(z[:, None], torch.zeros(len(z), 1, 0, dtype=torch.long, device=z.device))
+    for book in codebook:
+        n, b, _ = beam.residual.shape
+        # ||r - c||^2 = ||r||^2 + (||c||^2 - 2 r.c): rows differ in ||r||^2, so it counts here
+        scores = torch.addmm(code_bias(book), beam.residual.flatten(0, 1), book.t(), alpha=-2).view(n, b, -1)
+        scores = (scores + beam.residual.square().sum(dim=-1, keepdim=True)).flatten(1)
+        best = scores.topk(min(width, scores.shape[1]), dim=1, largest=False, sorted=True).indices
+        parent, code = best // len(book), best % len(book)
+        left = beam.residual.gather(1, parent[..., None].expand(-1, -1, z.shape[1])) - F.embedding(code, book)
+        path = beam.indices.gather(1, parent[..., None].expand(-1, -1, beam.indices.shape[2]))
+        beam = _Beam(left, torch.cat([path, code[..., None]], dim=2))
+    final = beam.residual.square().sum(dim=-1).argmin(dim=1)
+    return beam.indices[torch.arange(len(z), device=z.device), final]
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a & b

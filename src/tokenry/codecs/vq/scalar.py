@@ -1,0 +1,111 @@
+"""FSQ: every channel is rounded to a few levels; no codebook, no auxiliary loss.
+
+With L levels, h = (L - 1)(1 + eps)/2, eps = 1e-3, o = 1/2 for even L and 0 for odd, s = atanh(o/h):
+zhat = round(tanh(z + s) h - o), code value zhat / floor(L/2) in [-1, 1] (an even L spans -1 ... (L/2 - 1)/(L/2)).
+`symmetric` codes are 2 floor((L - 1)(tanh z + 1)/2 + 1/2) / (L - 1) - 1. The index is mixed radix, the first channel least
+significant. Rounding passes the gradient straight through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenry.codecs.vq.base import Choice, Quantizer
+from tokenry.core.checks import check_int
+
+_EPS = 1e-3
+
+# Level sets of the FSQ paper by bits of the book they stand for.
+SUGGESTED_LEVELS = {8: (8, 6, 5), 10: (8, 5, 5, 5), 12: (7, 5, 5, 5, 5), 14: (8, 8, 8, 6, 5), 16: (8, 8, 8, 5, 5, 5)}
+
+
+class FSQ(Quantizer):
+    """Finite scalar quantization: x [..., len(levels)] -> codes in [-1, 1], indices [...] below the product of levels.
+
+    Args:
+        levels: levels of each channel, at least 3 (2 with `symmetric`).
+        symmetric: values evenly spread over [-1, 1] for even L too.
+        dim: width of inputs and codes, if not one per channel; linear maps lead in and out.
+        seed: of those maps.
+        channels_first: inputs are [B, D, ...].
+
+    Raises:
+        ValueError: a level below its minimum, or a product above 2^62.
+
+    Source: section 3.5 of the survey.
+    """
+
+    basis: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        symmetric: bool = False,
+        *,
+        dim: int | None = None,
+        seed: int = 0,
+        channels_first: bool = False,
+    ) -> None:
+        given = dict(locals())
+        sizes = tuple(check_int("levels", level, 2) for level in levels)
+        if not sizes:
+            raise ValueError("levels must name at least one channel, got none")
+        if min(sizes) == 2 and not symmetric:
+            raise ValueError(f"levels must be >= 3 (2 needs symmetric=True, its bound is degenerate otherwise), got {sizes}")
+        if math.prod(sizes) > 2**62:
+            raise ValueError(f"levels must have a product of at most 2^62, got {math.prod(sizes)}")
+        super().__init__(dim or len(sizes), len(sizes), None, math.prod(sizes), channels_first=channels_first, seed=seed)
+        self._arguments(given | {"levels": list(sizes)})
+        self.levels = sizes
+        self.symmetric = symmetric
+        widths = torch.tensor(sizes)
+        half = (widths - 1) * (1 + _EPS) / 2
+        offset = torch.where(widths % 2 == 0, 0.5, 0.0)
+        constants = {
+            "_half": half, "_offset": offset, "_shift": torch.atanh(offset / half), "_steps": (widths - 1).float(),
+            "_middle": (widths // 2).float(), "_sizes": widths,
+            "basis": torch.tensor([math.prod(sizes[:i]) for i in range(len(sizes))]),
+        }  # fmt: skip
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
+
+    _half: Tensor
+    _offset: Tensor
+    _shift: Tensor
+    _steps: Tensor
+    _middle: Tensor
+    _sizes: Tensor
+
+    def _bounded(self, z: Tensor) -> Tensor:
+        """Channels before rounding, in units of levels: rounded values are -floor(L/2) ... , or 0 ... L - 1 if symmetric."""
+        if self.symmetric:
+            return self._steps * (torch.tanh(z) + 1) / 2
+        return torch.tanh(z + self._shift) * self._half - self._offset
+
+    def _round(self, bounded: Tensor) -> Tensor:
+        return (bounded + 0.5).floor() if self.symmetric else bounded.round()
+
+    def _values(self, rounded: Tensor) -> Tensor:
+        return rounded * (2 / self._steps) - 1 if self.symmetric else rounded / self._middle
+
+    def _index(self, rounded: Tensor) -> Tensor:
+        digits = rounded if self.symmetric else rounded + self._middle
+        return (digits.long() * self.basis).sum(dim=-1)
+
+    def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
+        bounded = self._bounded(z)
+        rounded = self._round(bounded.detach())
+        codes = self._values(rounded + (bounded - bounded.detach()))
+        return Choice(codes, self._sealed(self._index(rounded), z), z.new_zeros(()))
+
+    def _encode(self, z: Tensor) -> Tensor:
+        return self._index(self._round(self._bounded(z)))
+
+    def _lookup(self, indices: Tensor) -> Tensor:
+        digits = indices.clamp(min=0)[..., None].div(self.basis, rounding_mode="floor") % self._sizes
+        rounded = digits.float() if self.symmetric else digits.float() - self._middle
+        return self._values(rounded).masked_fill((indices < 0)[..., None], 0.0)

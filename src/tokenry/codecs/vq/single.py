@@ -1,0 +1,137 @@
+"""VQ (VQ-VAE): one codebook of K codes, the nearest one wins.
+
+k* = argmin_k ||z - c_k||, ties to the lowest k; z_q = c_k*. The loss is beta ||z - sg(z_q)||^2, plus ||sg(z) - z_q||^2
+for a book that learns by gradient, means over all elements. An EMA book follows
+
+    n_k <- g n_k + (1 - g) count_k,   m_k <- g m_k + (1 - g) sum of its z,   c_k = m_k / n~_k,
+    n~_k = (n_k + eps) / (sum n + K eps) * sum n
+
+and the output of a step uses the book before its update. Defaults g = 0.8, eps = 1e-5, beta = 1 are those of
+vector-quantize-pytorch; VQ-VAE itself used beta = 0.25. Variants of released code are options: Mimi's update
+(`smoothing="clamp"`, decay 0.99), DAC's codes (`distance="cosine"`, `code_dim=8`, `ema=False`, `emit="row"`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokenry.codecs.vq.base import Choice, spread
+from tokenry.codecs.vq.lookup import Distance, Estimator, LookupQuantizer
+from tokenry.core.checks import check_choice, check_finite, check_int, check_shape
+from tokenry.core.codebooks import kmeans, nearest_codes
+
+
+class VectorQuantizer(LookupQuantizer):
+    """One codebook: x [..., D] -> codes [..., D], indices [...]; `codebook` is [K, d].
+
+    Args:
+        dim: width D.
+        codebook_size: K, at least 2.
+        distance: "euclidean", or "cosine": rows and codes of unit norm, the largest dot product wins.
+        ema: the book follows a moving average of its vectors; False: it learns by gradient.
+        decay: g of the moving average.
+        epsilon: of Laplace smoothing.
+        smoothing: "laplace", or "clamp" (n~ = max(n, eps)).
+        commitment: weight of ||z - sg(z_q)||^2.
+        estimator: gradient through the choice: "straight_through", "rotation", "gumbel", "index_backprop".
+        temperature: of the softmax over codes (soft estimators, entropy term); an attribute that may be annealed.
+        kmeans_init: the first training batch sets the book by `kmeans_iterations` rounds of k-means.
+        reset_threshold: a code whose running count falls below it becomes a random vector of the batch; 0 = never.
+        reset_count: count given to such a code, `reset_threshold` by default.
+        code_dim: width of the code space; linear maps lead in and out.
+        emit: "unit" or "row": with cosine, give out unit rows or the rows as they are ("row" needs ema=False).
+        entropy_weight: weight of E[H(p)] - diversity H(E[p]), p = softmax over the codes.
+        orthogonality: weight of mean cos^2 between codes (ema=False).
+        seed: of the book and of all draws.
+        channels_first: inputs are [B, D, ...].
+
+    Raises:
+        ValueError, TypeError: an argument out of range, named.
+
+    Source: VQ-VAE; section 3.1 of the survey.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        distance: Distance = "euclidean",
+        ema: bool = True,
+        decay: float = 0.8,
+        epsilon: float = 1e-5,
+        smoothing: Literal["laplace", "clamp"] = "laplace",
+        commitment: float = 1.0,
+        estimator: Estimator = "straight_through",
+        temperature: float = 1.0,
+        kmeans_init: bool = False,
+        kmeans_iterations: int = 10,
+        reset_threshold: float = 0.0,
+        reset_count: float | None = None,
+        code_dim: int | None = None,
+        emit: Literal["unit", "row"] = "unit",
+        entropy_weight: float = 0.0,
+        diversity: float = 1.0,
+        orthogonality: float = 0.0,
+        seed: int = 0,
+        channels_first: bool = False,
+    ) -> None:
+        given = dict(locals())
+        super().__init__(
+            dim, codebook_size, distance=distance, ema=ema, decay=decay, epsilon=epsilon, smoothing=smoothing,
+            commitment=commitment, estimator=estimator, temperature=temperature, kmeans_init=kmeans_init,
+            kmeans_iterations=kmeans_iterations, reset_threshold=reset_threshold, reset_count=reset_count, code_dim=code_dim,
+            entropy_weight=entropy_weight, diversity=diversity, orthogonality=orthogonality, seed=seed,
+            channels_first=channels_first,
+        )  # fmt: skip
+        self._arguments(given)
+        self.emit = check_choice("emit", emit, ("unit", "row"))
+        if emit == "row" and (ema or distance != "cosine"):
+            raise ValueError(f"emit='row' is for distance='cosine' with ema=False, got distance={distance!r}, ema={ema}")
+
+    def _emitted(self, book: int) -> Tensor:
+        return self.codebook if self.emit == "row" else self._compared(book)
+
+    def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
+        real = z if keep is None else z[keep]
+        step = self._next_step()
+        stage = self._stage(real if self.emit == "row" else self._prepare(real), 0, step)
+        loss = stage.loss + self._orthogonality_term() if self.orthogonality else stage.loss
+        return Choice(spread(stage.codes, keep), spread(stage.indices, keep, -1), loss)
+
+    def _encode(self, z: Tensor) -> Tensor:
+        return nearest_codes(z, self._compared(0), dot=self._dot)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, *, iterations: int = 25) -> VectorQuantizer:
+        """Set the book by k-means on a bank of vectors x [N, D] (empty clusters move to random rows); returns self.
+
+        Raises:
+            ValueError: fewer vectors than codes.
+        """
+        fit_book(self, 0, self._prepare(self.project_in(check_bank(x, self.dim, self.codebook_size))), iterations)
+        return self
+
+
+def check_bank(x: Tensor, dim: int, codes: int) -> Tensor:
+    """Return the bank x [N, dim] in float32 if it is finite and holds at least `codes` vectors, else raise."""
+    sizes = check_shape("x", x, "N D", D=check_int("dim", dim))
+    check_finite("x", x)
+    if sizes["N"] < codes:
+        raise ValueError(f"x must hold at least codebook_size={codes} vectors, got {sizes['N']}")
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def fit_book(quantizer: LookupQuantizer, book: int, z: Tensor, iterations: int, warm: bool = False) -> None:
+    """Set one book of `quantizer` by k-means on rows z [N, d]; `warm` starts from the book as it is."""
+    start = quantizer._compared(book).clone() if warm else None
+    centres, counts = kmeans(
+        z, quantizer.codebook_size, iterations=iterations, generator=quantizer._generator(-1 - book), dot=quantizer._dot,
+        start=start, reseed=True,
+    )  # fmt: skip
+    quantizer._replace(book, F.normalize(centres, dim=-1) if quantizer._dot else centres, counts)
+    quantizer._state("initialised", book).fill_(True)

@@ -1,0 +1,68 @@
+"""Gradients through the choice of a code: straight-through, rotation trick, Gumbel-softmax, index back-propagation.
+
+z [N, D] is the encoder's output, q [N, D] its code; each estimator has the value of the code and differs in the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ESTIMATORS = ("straight_through", "rotation", "gumbel", "index_backprop")
+
+# Estimators that choose by a softmax over the book and so need the logits of all codes.
+SOFT_ESTIMATORS = ("gumbel", "index_backprop")
+
+
+def straight_through(z: Tensor, q: Tensor) -> Tensor:
+    """Q in the forward pass, identity to z in the backward pass; exactly q, not z + (q - z)."""
+    return q.detach() + (z - z.detach())
+
+
+def rotation_trick(z: Tensor, q: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Q in the forward pass; the gradient to z is rotated and scaled as the rotation that takes z to q.
+
+    (||q|| / ||z||) [z - 2 (z.w) w + 2 (z.e) q^] with e = z/||z||, q^ = q/||q||, w = (e + q^)/||e + q^||, all but z constant.
+    Straight-through where ||z||, ||q|| or ||e + q^|| is at most `eps`: there the rotation is undefined or its scale explodes.
+    """
+    with torch.no_grad():
+        z_norm, q_norm = (torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (z, q))
+        e, q_unit = z / z_norm.clamp(min=eps), q / q_norm.clamp(min=eps)
+        w = e + q_unit
+        w_norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+        safe = (z_norm > eps) & (q_norm > eps) & (w_norm > eps)
+        w = w / w_norm.clamp(min=eps)
+        scale = q_norm / z_norm.clamp(min=eps)
+    along_w, along_e = ((z * v).sum(dim=-1, keepdim=True) for v in (w, e))
+    rotated = scale * (z - 2 * along_w * w + 2 * along_e * q_unit)
+    return straight_through(torch.where(safe, rotated, z), q)
+
+
+def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """(weights [N, K], index [N]): y = softmax((logits + G) / temperature), one-hot of its largest entry + y - sg(y).
+
+    G = -log(-log U); without a generator there is no noise.
+    """
+    if generator is not None:
+        tiny = torch.finfo(logits.dtype).tiny
+        uniform = torch.rand(logits.shape, dtype=logits.dtype, device=logits.device, generator=generator).clamp(min=tiny)
+        # U can round to 1 and -log U to 0
+        logits = logits - (-uniform.log()).clamp(min=tiny).log()
+    return _hard_weights((logits / temperature).softmax(dim=-1))
+
+
+def index_backprop(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(weights [N, K], index [N]): one-hot of the largest logit + y - sg(y), y = softmax(logits / temperature); all learn."""
+    return _hard_weights((logits / temperature).softmax(dim=-1))
+
+
+def _hard_weights(soft: Tensor) -> tuple[Tensor, Tensor]:
+    index = soft.argmax(dim=-1)
+    hard = F.one_hot(index, soft.shape[-1]).to(soft.dtype)
+    return hard + (soft - soft.detach()), index
+
+
+def annealed_temperature(step: int, *, start: float = 2.0, end: float = 0.5, factor: float = 0.999995) -> float:
+    """max(start * factor^step, end): the schedule of Gumbel quantizers (defaults of wav2vec 2.0)."""
+    return max(start * factor**step, end)

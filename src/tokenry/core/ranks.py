@@ -1,0 +1,41 @@
+"""Sums and draws over the joined batch of all ranks of `torch.distributed`; without a process group, over this process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without an initialised process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum `x` over ranks in place and return it: bit-equal on every rank."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def joined_rows(count: int, device: torch.device) -> tuple[int, int]:
+    """(number of rows on the ranks before this one, rows in the joined batch), for `count` rows here."""
+    if world_size() == 1:
+        return 0, count
+    counts = torch.zeros(world_size(), dtype=torch.long, device=device)
+    counts[dist.get_rank()] = count
+    sizes = sum_over_ranks(counts).tolist()
+    return sum(sizes[: dist.get_rank()]), sum(sizes)
+
+
+def take_joined(x: Tensor, positions: Tensor, offset: int) -> Tensor:
+    """Rows `positions` [P] of the joined batch whose rows `offset`, `offset + 1`, ... are `x` [n, D] -> [P, D].
+
+    Every rank gets the same rows, in the order of the batch joined by rank.
+    """
+    local = positions.to(x.device) - offset
+    here = (local >= 0) & (local < len(x))
+    rows = x.new_zeros(len(positions), x.shape[1])
+    rows[here] = x[local[here]]
+    return sum_over_ranks(rows)
