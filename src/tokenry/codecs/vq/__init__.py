@@ -20,7 +20,7 @@ _EXPORTS = {
     "LFQ": "tokenry.codecs.vq.binary",
     "BSQ": "tokenry.codecs.vq.binary",
     "GraphAnchorTokenizer": "tokenry.codecs.vq.graph_anchors",
-    "NodeHashEmbedding": "tokenry.codecs.vq.graph_anchors",
+    "NodeHashEmbedding": "tokenry.codecs.vq.graph_embedding",
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -1,0 +1,80 @@
+"""The synthetic knowledge graph: reproducible, split without orphans, ranks by hand, node vectors that learn."""
+
+import pytest
+import torch
+
+from tokenry.codecs.vq.graph_anchors import GraphAnchorTokenizer
+from tokenry.lab.testbeds.knowledge_graph import (
+    HashedNodes,
+    KnowledgeGraph,
+    NodeTable,
+    community_graph,
+    popularity,
+    reciprocal_ranks,
+    train_distmult,
+)
+
+
+def test_the_graph_is_reproducible_and_its_split_leaves_no_node_without_edges():
+    graph, again, other = (community_graph(80, 6, attach=4, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(graph.every, again.every)
+    assert not torch.equal(graph.every, other.every)
+    assert len(graph.every.unique(dim=0)) == len(graph.every) == 3 * 4 // 2 + 76 * 4
+    assert len(graph.test) == round(0.1 * len(graph.every))
+    assert graph.train[:, [0, 2]].unique().tolist() == list(range(80))
+    assert int(graph.every[:, 1].max()) < 6
+    degree = torch.bincount(graph.every[:, [0, 2]].flatten(), minlength=80)
+    assert int(degree.max()) > 3 * float(degree.float().mean())  # hubs
+
+
+def test_ranks_are_filtered_and_ties_are_halved():
+    train, test = torch.tensor([[0, 0, 1], [0, 0, 2]]), torch.tensor([[0, 0, 3]])
+    graph = KnowledgeGraph(train, test, 5, 1)
+    scores = torch.tensor([[0.0, 9.0, 8.0, 5.0, 7.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+    found = reciprocal_ranks(lambda heads, kinds: scores, graph)
+    # tail: 1 and 2 are known, so 4 alone is above; head: all five tie, the middle rank is 3
+    assert found.tolist() == pytest.approx([1 / 2, 1 / 3])
+
+
+def test_table_and_hashes_learn_links():
+    graph = community_graph(60, 4, attach=4, seed=0)
+    tokenizer = GraphAnchorTokenizer(graph.train, 60, 4, anchors=12, nearest=4, relations=3)
+    chance = float(reciprocal_ranks(lambda heads, kinds: torch.zeros(len(heads), 60), graph).mean())
+    known = float(reciprocal_ranks(popularity(graph), graph).mean())
+    assert known > 1.5 * chance
+    steps = []
+    for make in (lambda: NodeTable(60, 16), lambda: HashedNodes(tokenizer, 16, hidden=24)):
+        torch.manual_seed(0)
+        model = train_distmult(
+            graph, make(), dim=16, epochs=60, batch=128, learning_rate=3e-2, progress=lambda i, n: steps.append(i / n)
+        )
+        assert not model.training
+        assert float(reciprocal_ranks(model, graph).mean()) > 2 * chance
+        again = train_distmult(graph, NodeTable(60, 16), dim=16, epochs=1, batch=128)
+        assert again.node_parameters() == 60 * 16
+    assert max(steps) == 1.0
+
+
+def test_training_is_reproducible_and_leaves_the_global_generator_alone():
+    graph = community_graph(40, 3, attach=3, seed=0)
+    state = torch.get_rng_state()
+    models = [train_distmult(graph, NodeTable(40, 8), dim=8, epochs=2, seed=5) for _ in range(1)]
+    assert not torch.equal(models[0].relation.weight, torch.zeros_like(models[0].relation.weight))
+    torch.manual_seed(0)
+    first = NodeTable(40, 8)
+    second = NodeTable(40, 8)
+    second.load_state_dict(first.state_dict())
+    a, b = (train_distmult(graph, nodes, dim=8, epochs=2, seed=5) for nodes in (first, second))
+    assert torch.equal(a.nodes(), b.nodes())
+    torch.set_rng_state(state)
+    train_distmult(graph, second, dim=8, epochs=1, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bad_sizes():
+    with pytest.raises(ValueError, match="nodes must be >= 20"):
+        community_graph(10)
+    with pytest.raises(ValueError, match="attach must be in"):
+        community_graph(40, attach=20)
+    with pytest.raises(ValueError, match="held_out must be in"):
+        community_graph(40, attach=3, held_out=0.0)
