@@ -98,7 +98,7 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
             self._start_books(real.detach())
         indices = self._encode(real)
         rows = encoders.decode(indices, self.codebook * 1)  # a copy: codes may be reset before the backward pass
-        codes, loss = self._estimate(real, rows), self._loss(real, rows)
+        codes, loss = self._codes(real, rows), self._loss(real, rows)
         if self.training and self.reset_threshold:
             self._revive((real - rows).detach(), indices, step)
         return Choice(spread(codes, keep), spread(indices, keep, -1), loss)

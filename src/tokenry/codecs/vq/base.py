@@ -105,9 +105,9 @@ class Quantizer(nn.Module, ABC):
             TypeError: x is not a floating-point tensor, or the mask not bool.
             ValueError: wrong width, no vector at all, a wrong mask, NaN or Inf; nothing has been learned from it then.
         """
-        rows, keep, shape = self._enter(x, mask)
+        z, keep, shape = self._enter(x, mask)
         with torch.autocast(x.device.type, enabled=False):
-            choice = self._quantize(self.project_in(rows), keep, **options)
+            choice = self._quantize(z, keep, **options)
             codes = self._leave(choice.codes, keep, shape).to(x.dtype)
         indices = choice.indices.reshape(*shape, *choice.indices.shape[1:])
         if keep is not None:
@@ -118,9 +118,9 @@ class Quantizer(nn.Module, ABC):
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
         """Indices [...] or [..., M] of x [..., D]; never learns, draws no noise. -1 where masked."""
-        rows, _, shape = self._enter(x, mask)
+        z, _, shape = self._enter(x, mask)
         with torch.autocast(x.device.type, enabled=False):
-            indices = self._encode(self.project_in(rows), **options)
+            indices = self._encode(z, **options)
         indices = indices.reshape(*shape, *indices.shape[1:])
         return indices if mask is None else indices.masked_fill(~mask.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
 
@@ -167,7 +167,7 @@ class Quantizer(nn.Module, ABC):
     # -- layout ----------------------------------------------------------------------------------------------------------
 
     def _enter(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """Turn x into rows [N, D] in float32 (float64 stays), mask [N], and the shape of the positions."""
+        """Rows of x in the code space [N, d] in float32 (float64 stays), mask [N], and the shape of the positions."""
         check_float("x", x)
         if x.dim() < 1 + self.channels_first:
             raise ValueError(f"x must have shape {self._wanted()}, got {list(x.shape)}")
@@ -183,9 +183,11 @@ class Quantizer(nn.Module, ABC):
         if mask is not None:
             keep = check_mask("mask", mask, shape).reshape(-1)
             rows = rows.masked_fill(~keep[:, None], 0.0)
+        with torch.autocast(x.device.type, enabled=False):
+            z = self.project_in(rows)
         if not torch.compiler.is_compiling():
-            self._check_rows(rows, keep)
-        return rows, keep, shape
+            self._check_rows(rows, z, keep)
+        return z, keep, shape
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """Type the work is done in: that of the weights, else float32 (float64 for float64 input)."""
@@ -193,11 +195,26 @@ class Quantizer(nn.Module, ABC):
         wide = x.dtype == torch.float64 if weight is None else weight.dtype == torch.float64
         return torch.float64 if wide else torch.float32
 
-    def _check_rows(self, rows: Tensor, keep: Tensor | None) -> None:
+    def _check_rows(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
         """Refuse what must not reach a codebook (in eager mode: a compiled graph shows NaN in its codes instead)."""
-        check_finite("x", rows)
+        # whatever is not finite in x is not finite after the map either, which is often much narrower
+        if not bool(torch.isfinite(z.detach().sum())):
+            check_finite("x", rows)
+            check_finite("project_in(x)", z)
         if keep is not None and not bool(keep.any()):
             raise ValueError("mask must keep at least one vector, got all False")
+
+    @staticmethod
+    def _weighed(digits: Tensor, weights: Tensor) -> Tensor:
+        """Mixed-radix integer sum_i digits_i weights_i [...]: a product in float64 where that is exact, much the faster way."""
+        if weights.dtype == torch.float64:
+            return (digits.double() @ weights).long()
+        return (digits.long() * weights).sum(dim=-1)
+
+    def _weights(self, weights: Tensor) -> Tensor:
+        """Integer weights in the type `_weighed` works in."""
+        exact = self.codebook_size <= 2**52 and weights.device.type != "mps"
+        return weights.double() if exact else weights
 
     @staticmethod
     def _sealed(indices: Tensor, z: Tensor) -> Tensor:

@@ -75,11 +75,11 @@ class BinaryQuantizer(Quantizer):
         positive = points.detach() > 0
         q = torch.where(positive, self._size, -self._size).to(points.dtype)
         weights = None if keep is None else keep.to(points.dtype)
-        indices = self._sealed((positive * self.powers).sum(dim=-1), z)
+        indices = self._sealed(self._weighed(positive, self._weights(self.powers)), z)
         return Choice(straight_through(points, q), indices, self._loss(points, q, weights))
 
     def _encode(self, z: Tensor) -> Tensor:
-        return ((self._points(z) > 0) * self.powers).sum(dim=-1)
+        return self._weighed(self._points(z) > 0, self._weights(self.powers))
 
     def _lookup(self, indices: Tensor) -> Tensor:
         positive = (indices.clamp(min=0)[..., None] & self.powers) > 0

@@ -27,12 +27,12 @@ Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop"]
 
 
 class Stage(NamedTuple):
-    """One book's answer for rows z [n, d]: codes with the estimator's gradient, the plain rows q, indices, loss."""
+    """One book's answer for rows z [n, d]: its rows q [n, d], indices [n], loss; `soft` is q with a soft estimator's gradient."""
 
-    codes: Tensor
     rows: Tensor
     indices: Tensor
     loss: Tensor
+    soft: Tensor | None = None
 
 
 class LookupQuantizer(Quantizer):
@@ -149,12 +149,15 @@ class LookupQuantizer(Quantizer):
         else:
             indices = nearest_codes(z, self._compared(book), dot=self._dot) if given is None else given
             rows = F.embedding(indices, self._emitted(book))
-            stage = Stage(self._estimate(z, rows), rows, indices, self._loss(z, rows))
+            stage = Stage(rows, indices, self._loss(z, rows))
         if self.training:
             self._learn(z.detach(), stage.indices, book, step)
         return stage
 
-    def _estimate(self, z: Tensor, rows: Tensor) -> Tensor:
+    def _codes(self, z: Tensor, rows: Tensor, soft: Tensor | None = None) -> Tensor:
+        """The rows with the estimator's gradient."""
+        if soft is not None:
+            return soft
         return rotation_trick(z, rows) if self.estimator == "rotation" else straight_through(z, rows)
 
     def _soft_stage(self, z: Tensor, book: int, step: int) -> Stage:
@@ -166,13 +169,13 @@ class LookupQuantizer(Quantizer):
         if self.estimator not in SOFT_ESTIMATORS:
             indices = logits.detach().argmax(dim=-1)
             rows = F.embedding(indices, emitted)
-            return Stage(self._estimate(z, rows), rows, indices, self._loss(z, rows) + extra)
+            return Stage(rows, indices, self._loss(z, rows) + extra)
         if self.estimator == "gumbel":
             weights, indices = gumbel_softmax(logits, self.temperature, self._noise(step, book, z.device))
         else:
             weights, indices = index_backprop(logits, self.temperature)
         codes, rows = weights @ emitted, F.embedding(indices, emitted)
-        return Stage(rows.detach() + (codes - codes.detach()), rows, indices, self._loss(z, rows) + extra)
+        return Stage(rows, indices, self._loss(z, rows) + extra, straight_through(codes, rows))
 
     def _noise(self, step: int, book: int, device: torch.device) -> torch.Generator:
         rank = torch.distributed.get_rank() if world_size() > 1 else 0
@@ -266,13 +269,13 @@ class LookupQuantizer(Quantizer):
         counts[dead] = self.reset_count
         self._state("mass", book)[dead] = self.reset_count
 
-    def _check_rows(self, rows: Tensor, keep: Tensor | None) -> None:
+    def _check_rows(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
         """Refuse bad rows on every rank when one of them has any, so that no rank waits for another."""
         if not self.training or world_size() == 1:
-            return super()._check_rows(rows, keep)
+            return super()._check_rows(rows, z, keep)
         problem = None
         try:
-            super()._check_rows(rows, keep)
+            super()._check_rows(rows, z, keep)
         except ValueError as error:
             problem = error
         if problem is not None:

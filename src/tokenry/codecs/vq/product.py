@@ -92,7 +92,8 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         step = self._next_step()
         blocks = self._blocks(z if keep is None else z[keep])
         stages = [self._stage(block, book, step) for book, block in enumerate(blocks)]
-        codes = self._combine(torch.stack([stage.codes for stage in stages], dim=-2))
+        codes = [self._codes(block, stage.rows, stage.soft) for block, stage in zip(blocks, stages, strict=True)]
+        codes = self._combine(torch.stack(codes, dim=-2))
         indices = torch.stack([stage.indices for stage in stages], dim=-1)
         losses = torch.stack([stage.loss for stage in stages])
         # blocks are equally wide, so that the mean over blocks is the mean over all elements

@@ -112,7 +112,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         step = self._next_step()
         lengths = self._dropped(len(z), samples, used, step, z.device)
         planned = self._beam(z, used) if self.beam > 1 and not self._must_start() else None
-        residual, total, plain = z, torch.zeros_like(z), torch.zeros_like(z)
+        residual, total, soft = z, torch.zeros_like(z), None
         indices, losses = torch.full((len(z), self.levels), -1, device=z.device), []
         for level in range(used):
             active = _both(keep, None if lengths is None else lengths > level)
@@ -122,20 +122,20 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
                 continue
             given = None if planned is None else planned[:, level]
             stage = self._level(residual, active, given, level, step)
-            total, plain = total + stage.codes, plain + stage.rows
+            total = total + stage.rows
+            soft = stage.soft if soft is None or stage.soft is None else soft + stage.soft
             indices[:, level] = stage.indices
             losses.append(stage.loss)
             residual = residual - stage.rows.detach()
-        codes = total if self.estimator in SOFT_ESTIMATORS and self.training else self._estimate(z, plain)
         each = torch.stack([*losses, *[z.new_zeros(())] * (self.levels - used)])
-        return Choice(codes, indices, each.sum(), each)
+        return Choice(self._codes(z, total, soft), indices, each.sum(), each)
 
     def _level(self, residual: Tensor, active: Tensor | None, given: Tensor | None, level: int, step: int) -> Stage:
         """One level's stage for all rows: zero codes and index -1 where not active."""
         real = self._prepare(residual if active is None else residual[active])
         stage = self._stage(real, level, step, given if given is None or active is None else given[active])
-        codes, rows = spread(stage.codes, active), spread(stage.rows, active)
-        return stage._replace(codes=codes, rows=rows, indices=spread(stage.indices, active, -1))
+        soft = None if stage.soft is None else spread(stage.soft, active)
+        return Stage(spread(stage.rows, active), spread(stage.indices, active, -1), stage.loss, soft)
 
     def _must_start(self) -> bool:
         return self.training and self._starts_with_kmeans and not bool(self.initialised.all())

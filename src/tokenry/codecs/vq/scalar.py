@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenry.codecs.vq.base import Choice, Quantizer
 from tokenry.core.checks import check_int
+from tokenry.core.gradient_estimators import straight_through
 
 _EPS = 1e-3
 
@@ -70,6 +71,7 @@ class FSQ(Quantizer):
             "_middle": (widths // 2).float(), "_sizes": widths,
             "basis": torch.tensor([math.prod(sizes[:i]) for i in range(len(sizes))]),
         }  # fmt: skip
+        self._origin = sum(int(w // 2) * math.prod(sizes[:i]) for i, w in enumerate(sizes))
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -84,7 +86,7 @@ class FSQ(Quantizer):
         """Channels before rounding, in units of levels: rounded values are -floor(L/2) ... , or 0 ... L - 1 if symmetric."""
         if self.symmetric:
             return self._steps * (torch.tanh(z) + 1) / 2
-        return torch.tanh(z + self._shift) * self._half - self._offset
+        return torch.addcmul(-self._offset, torch.tanh(z + self._shift), self._half)
 
     def _round(self, bounded: Tensor) -> Tensor:
         return (bounded + 0.5).floor() if self.symmetric else bounded.round()
@@ -93,13 +95,13 @@ class FSQ(Quantizer):
         return rounded * (2 / self._steps) - 1 if self.symmetric else rounded / self._middle
 
     def _index(self, rounded: Tensor) -> Tensor:
-        digits = rounded if self.symmetric else rounded + self._middle
-        return (digits.long() * self.basis).sum(dim=-1)
+        # floor(L/2) of every channel, weighed, is one constant
+        return self._weighed(rounded, self._weights(self.basis)) + (0 if self.symmetric else self._origin)
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         bounded = self._bounded(z)
         rounded = self._round(bounded.detach())
-        codes = self._values(rounded + (bounded - bounded.detach()))
+        codes = self._values(straight_through(bounded, rounded) if bounded.requires_grad else rounded)
         return Choice(codes, self._sealed(self._index(rounded), z), z.new_zeros(()))
 
     def _encode(self, z: Tensor) -> Tensor:

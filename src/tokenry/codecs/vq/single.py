@@ -99,9 +99,10 @@ class VectorQuantizer(LookupQuantizer):
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         real = z if keep is None else z[keep]
         step = self._next_step()
-        stage = self._stage(real if self.emit == "row" else self._prepare(real), 0, step)
+        points = real if self.emit == "row" else self._prepare(real)
+        stage = self._stage(points, 0, step)
         loss = stage.loss + self._orthogonality_term() if self.orthogonality else stage.loss
-        return Choice(spread(stage.codes, keep), spread(stage.indices, keep, -1), loss)
+        return Choice(spread(self._codes(points, stage.rows, stage.soft), keep), spread(stage.indices, keep, -1), loss)
 
     def _encode(self, z: Tensor) -> Tensor:
         return nearest_codes(z, self._compared(0), dot=self._dot)
