@@ -1,0 +1,103 @@
+"""A speaker encoder (GE2E, Wan, Wang, Papir and Lopez Moreno 2018): a voice as a unit vector of 256 numbers.
+
+Three LSTM layers read mel energies (40 bands at 16 kHz, 25 ms windows every 10 ms); the last state passes a linear layer
+and a rectifier and is scaled to length one. An utterance is cut into windows of 160 frames that overlap by about half;
+their vectors are averaged and scaled again. The architecture is that of Resemblyzer's weights.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenry.codecs.audio.metrics import resample
+from tokenry.errors import AssetDamagedError
+
+RATE, WINDOW, HOP, MELS = 16_000, 400, 160, 40
+FRAMES = 160  # frames of a window of an utterance
+STEP = round(RATE / 1.3 / HOP)  # 1.3 windows a second
+COVERAGE = 0.75  # of the last window that must hold audio
+LEVEL_DB = -30.0  # quieter utterances are raised to this level
+
+
+class SpeakerEncoder(nn.Module):
+    """mel energies [N, frames, 40] -> unit vectors [N, 256]."""
+
+    def __init__(self, mels: int = MELS, hidden: int = 256, layers: int = 3, size: int = 256) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(mels, hidden, layers, batch_first=True)
+        self.linear = nn.Linear(hidden, size)
+
+    def forward(self, mels: Tensor) -> Tensor:
+        """Vectors of windows; shape [N, size]."""
+        _, (hidden, _) = self.lstm(mels)
+        return F.normalize(F.relu(self.linear(hidden[-1])), dim=-1)
+
+    @torch.inference_mode()
+    def embed(self, wave: Tensor, sample_rate: int) -> Tensor:
+        """The voice of one waveform [T] as a unit vector; ValueError for silence.
+
+        Long pauses are not cut out: what is measured is this waveform.
+        """
+        x = resample(wave.detach().float(), sample_rate, RATE).to(self.linear.weight.device)
+        power = x.square().mean()
+        if not float(power) > 0:
+            raise ValueError("wave must hold sound to have a speaker, got silence")
+        x = x * max(1.0, 10 ** (LEVEL_DB / 20) / math.sqrt(float(power)))
+        starts = list(range(0, max(1, math.ceil((len(x) + 1) / HOP) - FRAMES + STEP + 1), STEP))
+        if len(starts) > 1 and (len(x) - starts[-1] * HOP) / (FRAMES * HOP) < COVERAGE:
+            starts.pop()
+        x = F.pad(x, (0, max(0, (starts[-1] + FRAMES) * HOP - len(x))))
+        mels = mel_energies(x)
+        windows = torch.stack([mels[start : start + FRAMES] for start in starts])
+        return F.normalize(self(windows).mean(0), dim=0)
+
+
+def mel_energies(wave: Tensor) -> Tensor:
+    """Energies in 40 mel bands of a waveform [T] at 16 kHz, frames centred on every 10 ms: [1 + T // 160, 40]."""
+    padded = F.pad(wave, (WINDOW // 2, WINDOW // 2))
+    frames = padded.unfold(-1, WINDOW, HOP) * torch.hann_window(WINDOW, device=wave.device)
+    return torch.fft.rfft(frames).abs().square() @ _mel_bank().to(wave)
+
+
+def _slaney_mel(hertz: Tensor) -> Tensor:
+    """Mel scale of Slaney's toolbox: linear below 1 kHz (200/3 Hz a mel), 27 mels per factor 6.4 above."""
+    return torch.where(hertz < 1000, hertz * 3 / 200, 15 + 27 * torch.log(hertz.clamp_min(1000) / 1000) / math.log(6.4))
+
+
+def _slaney_hertz(mel: Tensor) -> Tensor:
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
+
+
+@lru_cache(maxsize=1)
+def _mel_bank() -> Tensor:
+    """Triangles of unit area (in Hz) [201, 40]."""
+    top = _slaney_mel(torch.tensor(RATE / 2, dtype=torch.float64))
+    corners = _slaney_hertz(torch.linspace(0, float(top), MELS + 2, dtype=torch.float64))
+    bins = torch.arange(WINDOW // 2 + 1, dtype=torch.float64)[:, None] * RATE / WINDOW
+    rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
+    return torch.minimum(rise, fall).clamp_min(0.0) * 2 / (corners[2:] - corners[:-2])
+
+
+def convert_checkpoint(source: Path, target: Path) -> None:
+    """Write the weights of a Resemblyzer checkpoint as safetensors; it is read as plain tensors, nothing in it is run."""
+    from safetensors.torch import save_file
+
+    file = next(source.glob("**/pretrained.pt"), None)
+    if file is None:
+        raise AssetDamagedError(
+            "asset 'resemblyzer' is damaged: it holds no pretrained.pt; run: tokenry assets get resemblyzer"
+        )
+    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    wanted = SpeakerEncoder().state_dict()
+    state = {name: value.contiguous().clone() for name, value in found["model_state"].items() if name in wanted}
+    if state.keys() != wanted.keys():
+        raise AssetDamagedError(f"asset 'resemblyzer' lacks the weights {sorted(wanted.keys() - state.keys())}")
+    save_file(state, target / "model.safetensors")
