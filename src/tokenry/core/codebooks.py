@@ -33,7 +33,8 @@ def score_blocks(x: Tensor, codebook: Tensor, bias: Tensor, *, budget: int | Non
 def nearest_codes(x: Tensor, codebook: Tensor, *, dot: bool = False) -> Tensor:
     """Index [N] of the nearest row of `codebook` [K, D] for each row of `x` [N, D]; lowest index wins ties.
 
-    Euclidean distance, or the largest dot product with `dot`. Memory O(block), flat in N and K.
+    Euclidean distance, or the largest dot product with `dot`; ties are those of the rounded scores. Memory O(block), flat
+    in N and K.
     """
     x, codebook = x.detach(), codebook.detach()
     if len(codebook) <= _CODES_BLOCK:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from tokenry.lazy import lazy_exports
 
 _EXPORTS = {
+    "AUDIO_CODEC_CHECKS": "tokenry.testing.audio_codecs",
+    "check_audio_codec": "tokenry.testing.audio_codecs",
     "PRUNER_CHECKS": "tokenry.testing.pruners",
     "check_pruner": "tokenry.testing.pruners",
+    "check_quantizer": "tokenry.testing.quantizers",
     "check_byte_model": "tokenry.testing.byte_models",
     "check_language_model": "tokenry.testing.language_models",
     "check_tokenizer": "tokenry.testing.tokenizers",

@@ -27,7 +27,7 @@ Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop"]
 
 
 class Stage(NamedTuple):
-    """One book's answer for rows z [n, d]: its rows q [n, d], indices [n], loss; `soft` is q with a soft estimator's gradient."""
+    """One book's answer for rows z [n, d]: rows q [n, d], indices [n], loss; `soft` is q with a soft gradient."""
 
     rows: Tensor
     indices: Tensor
