@@ -35,35 +35,37 @@ def _trained(make: Callable[[], Quantizer], x: Tensor) -> Quantizer:
 def _shapes(make: Callable[[], Quantizer], x: Tensor) -> None:
     quantizer = make()
     out = quantizer(x)
-    assert isinstance(out, Quantized), f"forward returns {type(out).__name__}, not Quantized"
-    assert out.codes.shape == x.shape and out.codes.dtype == x.dtype, "codes differ from x in shape or type"
+    _require(isinstance(out, Quantized), f"forward returns {type(out).__name__}, not Quantized")
+    _require(out.codes.shape == x.shape and out.codes.dtype == x.dtype, "codes differ from x in shape or type")
     books = () if quantizer.books is None else (quantizer.books,)
-    assert out.indices.shape == x.shape[:-1] + books and out.indices.dtype == torch.long, "indices are not int64 [..., M]"
-    assert out.loss.dim() == 0 and bool(torch.isfinite(out.loss)), "loss is not a finite scalar"
-    assert bool((out.indices < quantizer.codebook_size).all()), "an index is not below codebook_size"
+    _require(out.indices.shape == x.shape[:-1] + books and out.indices.dtype == torch.long, "indices are not int64 [..., M]")
+    _require(out.loss.dim() == 0 and bool(torch.isfinite(out.loss)), "loss is not a finite scalar")
+    _require(bool((out.indices < quantizer.codebook_size).all()), "an index is not below codebook_size")
     perplexity, usage, dead = out.stats
     vectors = x.shape[0] * x.shape[1]
-    assert bool((perplexity[~perplexity.isnan()] >= 1 - 1e-4).all()), "perplexity below 1"
-    assert bool((perplexity[~perplexity.isnan()] <= min(quantizer.codebook_size, vectors) * 1.001).all()), "perplexity too high"
-    assert bool((usage <= 1).all()) and bool((dead >= 0).all()), "usage above 1 or dead codes below 0"
-    assert quantizer.bits > 0 and len(quantizer.codebook_sizes) == (quantizer.books or 1), "bits or codebook_sizes are wrong"
+    _require(bool((perplexity[~perplexity.isnan()] >= 1 - 1e-4).all()), "perplexity below 1")
+    _require(
+        bool((perplexity[~perplexity.isnan()] <= min(quantizer.codebook_size, vectors) * 1.001).all()), "perplexity too high"
+    )
+    _require(bool((usage <= 1).all()) and bool((dead >= 0).all()), "usage above 1 or dead codes below 0")
+    _require(quantizer.bits > 0 and len(quantizer.codebook_sizes) == (quantizer.books or 1), "bits or codebook_sizes are wrong")
 
 
 def _round_trip(make: Callable[[], Quantizer], x: Tensor) -> None:
     quantizer = _trained(make, x)
     out = quantizer(x)
-    assert torch.equal(quantizer.encode(x), out.indices), "encode differs from forward's indices"
+    _require(torch.equal(quantizer.encode(x), out.indices), "encode differs from forward's indices")
     torch.testing.assert_close(quantizer.decode(out.indices), out.codes, rtol=1e-4, atol=1e-5)
-    assert torch.equal(quantizer.encode(x.flip(1)), out.indices.flip(1)), "a permutation of positions changes indices"
+    _require(torch.equal(quantizer.encode(x.flip(1)), out.indices.flip(1)), "a permutation of positions changes indices")
 
 
 def _deterministic(make: Callable[[], Quantizer], x: Tensor) -> None:
     one, two = make().train(), make().train()
     for _ in range(3):
         a, b = one(x), two(x)
-        assert torch.equal(a.codes, b.codes) and torch.equal(a.indices, b.indices), "two equal quantizers differ"
+        _require(torch.equal(a.codes, b.codes) and torch.equal(a.indices, b.indices), "two equal quantizers differ")
     for name, value in one.state_dict().items():
-        assert torch.equal(value, two.state_dict()[name]), f"state {name} differs between two equal quantizers"
+        _require(torch.equal(value, two.state_dict()[name]), f"state {name} differs between two equal quantizers")
 
 
 def _masked(make: Callable[[], Quantizer], x: Tensor) -> None:
@@ -72,12 +74,12 @@ def _masked(make: Callable[[], Quantizer], x: Tensor) -> None:
     mask[:, x.shape[1] :] = False
     plain, masked = make().train(), make().train()
     a, b = plain(x), masked(padded, mask)
-    assert torch.equal(a.indices, b.indices[:, : x.shape[1]]), "padding changes indices"
+    _require(torch.equal(a.indices, b.indices[:, : x.shape[1]]), "padding changes indices")
     torch.testing.assert_close(a.codes, b.codes[:, : x.shape[1]])
     torch.testing.assert_close(a.loss, b.loss)
-    assert bool((b.codes[:, x.shape[1] :] == 0).all()), "codes of masked positions are not zero"
-    assert bool((b.indices[:, x.shape[1] :] == -1).all()), "indices of masked positions are not -1"
-    assert torch.equal(a.stats.vectors, b.stats.vectors), "masked positions count in stats"
+    _require(bool((b.codes[:, x.shape[1] :] == 0).all()), "codes of masked positions are not zero")
+    _require(bool((b.indices[:, x.shape[1] :] == -1).all()), "indices of masked positions are not -1")
+    _require(torch.equal(a.stats.vectors, b.stats.vectors), "masked positions count in stats")
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(value, masked.state_dict()[name], msg=f"padding changes state {name}")
 
@@ -88,11 +90,15 @@ def _half(make: Callable[[], Quantizer], x: Tensor) -> None:
         rounded = x.to(dtype)
         expected = quantizer.encode(rounded.float())
         out = quantizer(rounded)
-        assert out.codes.dtype == dtype, f"codes of {dtype} input are {out.codes.dtype}"
-        assert torch.equal(out.indices, expected), f"indices of {dtype} input differ from those of the same values in float32"
+        _require(out.codes.dtype == dtype, f"codes of {dtype} input are {out.codes.dtype}")
+        _require(
+            torch.equal(out.indices, expected), f"indices of {dtype} input differ from those of the same values in float32"
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(quantizer(rounded).indices, expected), "autocast changes indices"
-    assert torch.equal(make().train().to(torch.bfloat16)(x).indices, make().train()(x).indices), "a model in bf16 flips indices"
+            _require(torch.equal(quantizer(rounded).indices, expected), "autocast changes indices")
+    _require(
+        torch.equal(make().train().to(torch.bfloat16)(x).indices, make().train()(x).indices), "a model in bf16 flips indices"
+    )
 
 
 def _evaluation(make: Callable[[], Quantizer], x: Tensor) -> None:
@@ -101,7 +107,7 @@ def _evaluation(make: Callable[[], Quantizer], x: Tensor) -> None:
     quantizer(x * 3)
     quantizer.encode(x * 3)
     for name, value in quantizer.state_dict().items():
-        assert torch.equal(value, before[name]), f"evaluation changes {name}"
+        _require(torch.equal(value, before[name]), f"evaluation changes {name}")
 
 
 def _gradient(make: Callable[[], Quantizer], x: Tensor) -> None:
@@ -109,8 +115,8 @@ def _gradient(make: Callable[[], Quantizer], x: Tensor) -> None:
     leaf = x.clone().requires_grad_()
     out = quantizer(leaf)
     (out.codes.square().sum() + out.loss).backward()
-    assert leaf.grad is not None and bool(torch.isfinite(leaf.grad).all()), "no finite gradient reaches the input"
-    assert bool((leaf.grad != 0).any()), "the gradient of the input is zero"
+    _require(leaf.grad is not None and bool(torch.isfinite(leaf.grad).all()), "no finite gradient reaches the input")
+    _require(bool((leaf.grad != 0).any()), "the gradient of the input is zero")
 
 
 def _refusals(make: Callable[[], Quantizer], x: Tensor) -> None:
@@ -131,11 +137,16 @@ def _refusals(make: Callable[[], Quantizer], x: Tensor) -> None:
     _raises(ValueError, "mask", quantizer, x, torch.zeros(x.shape[:2], dtype=torch.bool))
     _raises(ValueError, "mask", quantizer, x, torch.ones(x.shape[0], x.shape[1] + 1, dtype=torch.bool))
     for name, value in quantizer.state_dict().items():
-        assert torch.equal(value, before[name]), f"refused input changed {name}"
+        _require(torch.equal(value, before[name]), f"refused input changed {name}")
     indices = quantizer.eval().encode(x)
     _raises(ValueError, "indices", quantizer.decode, torch.full_like(indices, quantizer.codebook_size))
     _raises(ValueError, "indices", quantizer.decode, torch.full_like(indices, -2))
     _raises(TypeError, "indices", quantizer.decode, indices.float())
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise AssertionError(problem)
 
 
 def _raises(error: type[Exception], words: str, call: Callable[..., object], *arguments: object) -> None:
@@ -144,8 +155,8 @@ def _raises(error: type[Exception], words: str, call: Callable[..., object], *ar
         call(*arguments)
     except error as found:
         message = str(found)
-    assert message is not None, f"{error.__name__} about {words!r} was not raised"
-    assert words in message, f"the error does not speak of {words!r}: {message}"
+    _require(message is not None, f"{error.__name__} about {words!r} was not raised")
+    _require(words in str(message), f"the error does not speak of {words!r}: {message}")
 
 
 def _saved(make: Callable[[], Quantizer], x: Tensor) -> None:
@@ -156,4 +167,4 @@ def _saved(make: Callable[[], Quantizer], x: Tensor) -> None:
         loaded = type(quantizer).from_pretrained(folder)
     for _ in range(2):  # training goes on from where it was
         a, b = quantizer.train()(x), loaded.train()(x)
-        assert torch.equal(a.indices, b.indices) and torch.equal(a.codes, b.codes), "a loaded quantizer differs"
+        _require(torch.equal(a.indices, b.indices) and torch.equal(a.codes, b.codes), "a loaded quantizer differs")
