@@ -15,6 +15,7 @@ from tokenry.cli.list_systems import list_systems
 from tokenry.cli.report import report
 from tokenry.cli.reproduce import reproduce
 from tokenry.cli.show import show
+from tokenry.cli.train import train
 
 app = typer.Typer(
     help="Tokens inside neural networks: choose the ones that matter, keep only those, and see for yourself whether it works.",
@@ -28,6 +29,7 @@ app.command("doctor")(doctor)
 app.add_typer(assets, name="assets")
 app.command("compare")(compare)
 app.command("audit")(audit)
+app.add_typer(train, name="train")
 app.command("reproduce")(reproduce)
 app.command("report")(report)
 
