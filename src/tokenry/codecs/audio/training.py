@@ -141,6 +141,52 @@ def spectral_distance(reference: Tensor, estimate: Tensor, resolutions: tuple[tu
     return torch.stack(terms).mean()
 
 
+def start_quantizer(codec: ConvCodec, waves: Tensor, *, iterations: int = 10, vectors: int = 20_000, seed: int = 0) -> None:
+    """Fit the quantizer of `codec` to the latents of its (trained) encoder, before training goes on with it.
+
+    Look-up quantizers run their own `fit` (k-means). Those without a book and with maps to fewer channels (FSQ, LFQ, BSQ) get
+    the latents' principal axes, each scaled to unit deviation, and the inverse map behind the codes.
+
+    Raises:
+        TypeError, ValueError: waves [N,S] are not finite or too few for the book.
+    """
+    bank = encoder_bank(codec.autoencoder, waves)
+    if len(bank) > vectors:
+        bank = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))[:vectors]]
+    quantizer: Any = codec.quantizer
+    if hasattr(quantizer, "fit"):
+        quantizer.fit(bank, iterations=iterations)
+        return
+    inner, outer = quantizer.project_in, quantizer.project_out
+    if not isinstance(inner, nn.Linear):
+        return
+    with torch.no_grad():
+        mean = bank.mean(0)
+        _, values, axes = torch.linalg.svd(bank - mean, full_matrices=False)
+        axes, deviation = axes[: quantizer.code_dim], (values[: quantizer.code_dim] / len(bank) ** 0.5).clamp_min(1e-6)
+        inner.weight.copy_(axes / deviation[:, None])
+        inner.bias.copy_(-inner.weight @ mean)
+        # Least squares from the codes back to the latents: what the rounding and the bound leave of them.
+        codes = quantizer.codes_of(quantizer.encode(bank))
+        design = torch.cat([codes, torch.ones(len(codes), 1)], dim=1)
+        back = torch.linalg.lstsq(design, bank).solution
+        outer.weight.copy_(back[:-1].t())
+        outer.bias.copy_(back[-1])
+
+
+def encoder_bank(autoencoder: ConvAutoencoder, waves: Tensor) -> Tensor:
+    """Latents [N * T, D] of clips [N,S].
+
+    Raises:
+        TypeError, ValueError: waves that are not finite, or shorter than a frame.
+    """
+    hop = autoencoder.config.hop_length
+    size = check_shape("waves", check_finite("waves", waves), "N S")
+    frames = check_int("frames of waves", size["S"] // hop, 1)
+    with torch.no_grad():
+        return torch.cat([autoencoder.encode(part).flatten(0, 1) for part in waves[:, : frames * hop].split(32)])
+
+
 def posthoc_kmeans(
     autoencoder: ConvAutoencoder, waves: Tensor, codebook_size: int, *, iterations: int = 20, seed: int = 0
 ) -> ConvCodec:
@@ -149,12 +195,8 @@ def posthoc_kmeans(
     Raises:
         TypeError, ValueError: waves [N,S] hold fewer frames than `codebook_size`, or are not finite.
     """
-    hop = autoencoder.config.hop_length
-    size = check_shape("waves", check_finite("waves", waves), "N S")
-    check_int("codebook_size", codebook_size, 2, size["N"] * (size["S"] // hop))
-    with torch.no_grad():
-        whole = waves[:, : size["S"] // hop * hop]
-        bank = torch.cat([autoencoder.encode(part).flatten(0, 1) for part in whole.split(32)])
+    bank = encoder_bank(autoencoder, waves)
+    check_int("codebook_size", codebook_size, 2, len(bank))
     quantizer = VectorQuantizer(autoencoder.config.dim, codebook_size, seed=seed)
     quantizer.fit(bank, iterations=iterations)
     return ConvCodec(autoencoder.config, quantizer, autoencoder=autoencoder).eval()
