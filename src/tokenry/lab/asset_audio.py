@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,22 +50,31 @@ def speaker_encoder(device: str | torch.device = "cpu", *, offline: bool | None 
     return encoder.to(device).eval()
 
 
-def read_audio(path: str | Path) -> tuple[Tensor, int]:
-    """A sound file as mono float32 [T] in -1..1 and its sample rate; channels are averaged.
+def audio_length(path: str | Path) -> tuple[int, int]:
+    """Samples per channel and sample rate of a sound file, without reading it; errors as of `read_audio`."""
+    info = _soundfile(path, lambda library: library.info(path))
+    return int(info.frames), int(info.samplerate)
 
-    Raises FileNotFoundError, MissingDependencyError (no soundfile) or ValueError (not a sound file, or an empty one).
+
+def read_audio(path: str | Path, start: int = 0, samples: int = -1) -> tuple[Tensor, int]:
+    """A sound file, or a part of it, as mono float32 [T] in -1..1 and its sample rate; channels are averaged.
+
+    Raises FileNotFoundError, MissingDependencyError (no soundfile) or ValueError (not a sound file, or nothing in it).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no sound file at {path}")
-    soundfile: Any = optional("soundfile", "audio")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} is not a sound file that can be read ({error}); known: {', '.join(SUFFIXES)}") from error
-    if not len(samples):
+    found, rate = _soundfile(path, lambda library: library.read(path, samples, start, dtype="float32", always_2d=True))
+    if not len(found):
         raise ValueError(f"{path} holds no samples")
-    return torch.from_numpy(samples).mean(1), int(rate)
+    return torch.from_numpy(found).mean(1), int(rate)
+
+
+def _soundfile(path: str | Path, call: Callable[[Any], Any]) -> Any:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no sound file at {path}")
+    library: Any = optional("soundfile", "audio")
+    try:
+        return call(library)
+    except library.LibsndfileError as error:
+        raise ValueError(f"{path} is not a sound file that can be read ({error}); known: {', '.join(SUFFIXES)}") from error
 
 
 def write_audio(path: str | Path, wave: Tensor, sample_rate: int) -> None:

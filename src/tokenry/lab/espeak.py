@@ -83,6 +83,10 @@ def espeak_all(utterances: Sequence[Utterance], *, offline: bool | None = None) 
     if not sys.platform.startswith("linux"):
         raise AssetMissingError(f"asset 'espeak' holds a library for Linux on x86-64, this is {sys.platform}")
     folder = fetch("espeak", offline=offline) / "espeakng_loader"
+    for utterance in utterances:
+        variant = utterance.voice.partition("+")[2]
+        if variant and not (folder / "espeak-ng-data/voices/!v" / Path(variant).name).is_file():  # the library would ignore it
+            raise ValueError(f"voice={utterance.voice!r} names the variant {variant!r}, which there is not")
     jobs = [{"text": u.text, "voice": u.voice, "rate": u.rate, "pitch": u.pitch} for u in utterances]
     worker = Path(__file__).with_name("espeak_worker.py")
     command = [sys.executable, "-I", "-S", str(worker), str(folder / "libespeak-ng.so"), str(folder)]

@@ -28,7 +28,32 @@ class _Event(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Voice(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("languages", ctypes.c_void_p), ("identifier", ctypes.c_char_p), ("gender", ctypes.c_ubyte),
+        ("age", ctypes.c_ubyte), ("variant", ctypes.c_ubyte), ("xx1", ctypes.c_ubyte), ("score", ctypes.c_int),
+        ("spare", ctypes.c_void_p),
+    )  # fmt: skip
+
+
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+def choose(library: Any, voice: str) -> bool:
+    """Set a voice by its name, or by its language ("en-gb"), each with or without "+variant"."""
+    if library.espeak_SetVoiceByName(voice.encode()) == 0:
+        return True
+    language, plus, variant = voice.partition("+")
+    library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
+    voices = library.espeak_ListVoices(None)
+    place = 0
+    while voices[place]:
+        found = voices[place].contents
+        # a priority byte, then the first language and a zero byte
+        if ctypes.string_at(found.languages + 1).decode("utf-8", "ignore") == language:
+            return library.espeak_SetVoiceByName(found.identifier + (plus + variant).encode()) == 0
+        place += 1
+    return False
 
 
 def speak(library: Any, data: str, job: dict) -> tuple[dict, bytes]:
@@ -50,7 +75,7 @@ def speak(library: Any, data: str, job: dict) -> tuple[dict, bytes]:
         return 0
 
     library.espeak_SetSynthCallback(receive)
-    if library.espeak_SetVoiceByName(job["voice"].encode()) != 0:
+    if not choose(library, job["voice"]):
         return {"error": f"there is no voice {job['voice']!r}"}, b""
     library.espeak_SetParameter(RATE, job["rate"], 0)
     library.espeak_SetParameter(PITCH, job["pitch"], 0)
