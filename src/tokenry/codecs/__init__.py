@@ -17,6 +17,7 @@ _EXPORTS = {
     "FSQ": "tokenry.codecs.vq",
     "LFQ": "tokenry.codecs.vq",
     "BSQ": "tokenry.codecs.vq",
+    "CodeTokens": "tokenry.codecs.vq",
     "GraphAnchorTokenizer": "tokenry.codecs.vq",
     "audio": "tokenry.codecs.audio",
     "vq": "tokenry.codecs.vq",

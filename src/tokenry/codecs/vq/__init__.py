@@ -19,6 +19,9 @@ _EXPORTS = {
     "FSQ": "tokenry.codecs.vq.scalar",
     "LFQ": "tokenry.codecs.vq.binary",
     "BSQ": "tokenry.codecs.vq.binary",
+    "CodeTokens": "tokenry.codecs.vq.code_tokens",
+    "from_host": "tokenry.codecs.vq.hosted",
+    "to_host": "tokenry.codecs.vq.hosted",
     "GraphAnchorTokenizer": "tokenry.codecs.vq.graph_anchors",
     "NodeHashEmbedding": "tokenry.codecs.vq.graph_embedding",
 }
