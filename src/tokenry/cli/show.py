@@ -13,8 +13,14 @@ def show(
     slug: Annotated[str, typer.Argument(help="System, as in `tokenry list`.")],
     results: Annotated[Path, typer.Option(help="Folder of result files.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    taxonomy: Annotated[bool, typer.Option("--taxonomy", help="The table of tokenizers (audiotokens only).")] = False,
 ) -> None:
     """Show one system: what it does, its options, its claim and the evidence for it."""
+    if taxonomy:
+        from tokenry.cli.taxonomy import show_taxonomy
+
+        show_taxonomy(slug, as_json)
+        return
     from tokenry.catalog import system
     from tokenry.cli.console import out, say_json, table
     from tokenry.lab.results import load, result_path
