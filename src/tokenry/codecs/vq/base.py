@@ -206,15 +206,17 @@ class Quantizer(nn.Module, ABC):
 
     @staticmethod
     def _weighed(digits: Tensor, weights: Tensor) -> Tensor:
-        """Mixed-radix integer sum_i digits_i weights_i [...]: a product in float64 where that is exact, much the faster way."""
-        if weights.dtype == torch.float64:
-            return (digits.double() @ weights).long()
-        return (digits.long() * weights).sum(dim=-1)
+        """Mixed-radix integer sum_i digits_i weights_i [...]: a matrix product where that is exact, much the faster way."""
+        if not weights.is_floating_point():
+            return (digits.long() * weights).sum(dim=-1)
+        return (digits.to(weights.dtype) @ weights).long()
 
     def _weights(self, weights: Tensor) -> Tensor:
-        """Integer weights in the type `_weighed` works in."""
-        exact = self.codebook_size <= 2**52 and weights.device.type != "mps"
-        return weights.double() if exact else weights
+        """Integer weights in the narrowest type whose products are exact; accelerators may round float32 products (TF32)."""
+        device = weights.device.type
+        if device == "cpu" and self.codebook_size <= 2**24:
+            return weights.float()
+        return weights.double() if device != "mps" and self.codebook_size <= 2**52 else weights
 
     @staticmethod
     def _sealed(indices: Tensor, z: Tensor) -> Tensor:
