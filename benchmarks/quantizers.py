@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -167,12 +168,8 @@ def main() -> None:
     if args.quick:
         return
     setting = f"{SHAPE[0]} x {SHAPE[1]} vectors of width {WIDTH}, {CODES} codes, best of {args.repeats}, in turn"
-    content = {
-        "setting": setting,
-        "environment": environment(args.device) | {"peer": "vector-quantize-pytorch 1.32"},
-        "rows": rows,
-    }
-    print(write("quantizers", content, args.device))
+    facts = environment(args.device) | {"peer": f"vector-quantize-pytorch {version('vector-quantize-pytorch')}"}
+    print(write("quantizers", {"setting": setting, "environment": facts, "rows": rows}, args.device))
 
 
 if __name__ == "__main__":
