@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tokenry.codecs import SimVQ, VectorQuantizer, usage
+from tokenry.codecs import ResidualVQ, SimVQ, VectorQuantizer, usage
 from tokenry.core import codebooks
 from tokenry.core.codebooks import kmeans, nearest_codes, squared_distances
 from tokenry.core.gradient_estimators import (
@@ -344,3 +344,18 @@ def test_loading_another_class_is_refused(tmp_path):
 def test_a_large_finite_batch_is_not_taken_for_infinite():
     x = torch.full((64, 4), 3e38)
     assert VectorQuantizer(4, 8).eval()(x).indices.shape == (64,)
+
+
+@pytest.mark.parametrize("make", [lambda: VectorQuantizer(4, 8, reset_threshold=0.5), lambda: ResidualVQ(4, 2, 8)])
+def test_a_compiled_book_learns_the_same_and_refuses_nan(make):
+    torch.compiler.reset()
+    quantizer, plain = make(), make()
+    compiled = torch.compile(quantizer, backend="eager")
+    for step in range(3):
+        x = randn(30, 4, seed=step)
+        assert torch.equal(compiled(x).indices, plain(x).indices)
+    before = quantizer.codebook.clone()
+    torch.testing.assert_close(before, plain.codebook)
+    with pytest.raises(ValueError, match="finite"):
+        compiled(torch.full((30, 4), float("nan")))
+    assert torch.equal(quantizer.codebook, before)

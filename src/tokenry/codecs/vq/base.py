@@ -185,8 +185,7 @@ class Quantizer(nn.Module, ABC):
             rows = rows.masked_fill(~keep[:, None], 0.0)
         with torch.autocast(x.device.type, enabled=False):
             z = self.project_in(rows)
-        if not torch.compiler.is_compiling():
-            self._check_rows(rows, z, keep)
+        self._check_rows(rows, z, keep)
         return z, keep, shape
 
     def _dtype(self, x: Tensor) -> torch.dtype:
@@ -197,6 +196,8 @@ class Quantizer(nn.Module, ABC):
 
     def _check_rows(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
         """Refuse what must not reach a codebook (in eager mode: a compiled graph shows NaN in its codes instead)."""
+        if torch.compiler.is_compiling():
+            return
         # whatever is not finite in x is not finite after the map either, which is often much narrower
         if not bool(torch.isfinite(z.detach().sum())):
             check_finite("x", rows)

@@ -269,6 +269,7 @@ class LookupQuantizer(Quantizer):
         counts[dead] = self.reset_count
         self._state("mass", book)[dead] = self.reset_count
 
+    @torch.compiler.disable
     def _check_rows(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
         """Refuse bad rows on every rank when one of them has any, so that no rank waits for another."""
         if not self.training or world_size() == 1:
