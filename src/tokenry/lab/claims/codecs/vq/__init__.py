@@ -21,13 +21,15 @@ _REMEDIES = {
 }
 _BETTER = ("reset", "cosine4", "fsq", "bsq")
 _SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"items": 100, "steps": 60, "vectors": 600, "epochs": 12, "iterations": 5, "banks": []},
+    "smoke": {
+        "items": 100, "steps": 200, "estimator_steps": 20, "vectors": 1500, "epochs": 60, "iterations": 5, "banks": [],
+    },
     "small": {
-        "items": 240, "steps": 1000, "vectors": 5000, "epochs": 200, "iterations": 15,
+        "items": 240, "steps": 1000, "estimator_steps": 1000, "vectors": 5000, "epochs": 200, "iterations": 15,
         "banks": [["sentences", 6], ["sentences", 8], ["sentences", 10], ["photos", 8], ["digits", 8]],
     },
     "paper": {
-        "items": 240, "steps": 5000, "vectors": 12000, "epochs": 400, "iterations": 50,
+        "items": 240, "steps": 5000, "estimator_steps": 5000, "vectors": 12000, "epochs": 400, "iterations": 50,
         "banks": [[b, r] for b in ("sentences", "photos", "digits", "mnist") for r in (6, 8, 10)],
     },
 }  # fmt: skip
@@ -69,7 +71,7 @@ class VQClaim(Claim):
         return _SIZES[scale] | fixed
 
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
-        """All parts under one seed; scale smoke has digits in place of the sentence embeddings."""
+        """All parts under one seed; scale smoke has the mixture in place of the sentence embeddings."""
         from tokenry.lab.claims.codecs.vq.collapse import measure_estimators, measure_remedies
         from tokenry.lab.claims.codecs.vq.links import measure_links
         from tokenry.lab.testbeds.image_sets import image_set
@@ -78,7 +80,7 @@ class VQClaim(Claim):
         images = image_set("digits", seed=seed)
         arms, facts = measure_remedies(images, s["steps"], s["items"], seed, device, _part(progress, 0.0, 0.45))
         progress("gradient estimators", 0.45)
-        facts |= measure_estimators(images, s["steps"], seed, device)
+        facts |= measure_estimators(images, s["estimator_steps"], seed, device)
         progress("additive codes", 0.6)
         more, seen = _orderings(scale, seed, s)
         arms, facts = arms | more, facts | seen
@@ -100,7 +102,7 @@ def _orderings(scale: Scale, seed: int, s: dict[str, Any]) -> tuple[dict[str, li
     real = scale != "smoke"
     plans: list[tuple[str, str, list[int], dict[str, Any]]] = [
         ("mixture", "mixture", s["mixture_books"], {"encoder": "beam", "beam": 8} if real else {"encoder": "icm"}),
-        ("sentences", "sentences" if real else "digits", s["sentence_books"], {"encoder": "icm"}),
+        ("sentences", "sentences" if real else "mixture", s["sentence_books"], {"encoder": "icm"}),
     ]
     if real:
         plans += [
