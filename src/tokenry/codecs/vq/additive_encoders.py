@@ -56,25 +56,24 @@ def beam(z: Tensor, codebook: Tensor, width: int = 16) -> Tensor:
 def _beam_rows(z: Tensor, codebook: Tensor, products: Tensor, width: int) -> Tensor:
     n, (books, codes, _) = len(z), codebook.shape
     flat = codebook.flatten(0, 1)
-    # what a code adds to E of the empty sum
-    alone = flat.square().sum(dim=-1) - 2 * z @ flat.t()
+    # what each code would add to E of a partial sum: ||c||^2 - 2 <z, c> + 2 <sum, c>; infinite for books in use
+    extra = (flat.square().sum(dim=-1) - 2 * z @ flat.t())[:, None]
     energy = z.new_zeros(n, 1)
-    cross = z.new_zeros(n, 1, books * codes)  # 2 <sum so far, each code>
     chosen = torch.full((n, 1, books), -1, device=z.device)
     for step in range(1, books + 1):
-        scores = energy[..., None] + alone[:, None] + cross
-        used = (chosen >= 0).repeat_interleave(codes, dim=-1)
-        scores = scores.masked_fill(used, float("inf")).flatten(1)
+        scores = (energy[..., None] + extra).flatten(1)
         # a set of `step` codes has up to `step` parents in the beam: so many times the width holds `width` distinct sets
-        top = scores.topk(min(width * step, scores.shape[1]), dim=1, largest=False)
-        parent, code = top.indices // (books * codes), top.indices % (books * codes)
-        paths = chosen.gather(1, parent[..., None].expand(-1, -1, books)).clone()
+        lowest, place = _lowest(scores, min(width * step, scores.shape[1]))
+        parent, code = place // (books * codes), place % (books * codes)
+        paths = _rows(chosen, parent)
         paths.scatter_(2, (code // codes)[..., None], (code % codes)[..., None])
-        kept = _distinct(paths, top.values).topk(min(width, paths.shape[1]), dim=1, largest=False)
+        kept = _distinct(paths, lowest, codes).topk(min(width, paths.shape[1]), dim=1, largest=False)
+        # with fewer distinct sets than places an infinite energy marks a place that holds nothing
         energy, chosen = kept.values, _rows(paths, kept.indices)
         parent, code = parent.gather(1, kept.indices), code.gather(1, kept.indices)
-        cross = _rows(cross, parent) + 2 * products[code]
-        # fewer distinct sets than places: an infinite energy marks a place that holds nothing
+        extra = _rows(extra, parent).add_(products[code], alpha=2)
+        used = (code // codes)[..., None, None].expand(-1, -1, 1, codes)
+        extra.view(n, -1, books, codes).scatter_(2, used, float("inf"))
     return chosen[torch.arange(n, device=z.device), energy.argmin(dim=1)]
 
 
@@ -83,11 +82,28 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
-def _distinct(paths: Tensor, energy: Tensor) -> Tensor:
-    """Energies with all but the first of equal paths [n, b, M] set to infinity."""
-    equal = (paths[:, :, None] == paths[:, None]).all(dim=-1)
-    earlier = equal.tril(diagonal=-1).any(dim=-1)
-    return energy.masked_fill(earlier, float("inf"))
+def _lowest(scores: Tensor, count: int, group: int = 16) -> tuple[Tensor, Tensor]:
+    """The `count` lowest of each row [n, s], ascending, and their places: (values, places) [n, count].
+
+    They lie in the `count` groups of lowest minimum, so that only those are sorted.
+    """
+    if scores.shape[1] % group or scores.shape[1] <= 4 * count:
+        found = scores.topk(count, dim=1, largest=False)
+        return found.values, found.indices
+    groups = scores.view(len(scores), -1, group)
+    best = groups.amin(dim=2).topk(min(count, groups.shape[1]), dim=1, largest=False).indices
+    found = _rows(groups, best).flatten(1).topk(count, dim=1, largest=False)
+    return found.values, best.gather(1, found.indices // group) * group + found.indices % group
+
+
+def _distinct(paths: Tensor, energy: Tensor, codes: int) -> Tensor:
+    """Energies [n, b] with all but the lowest of equal paths [n, b, M] set to infinity; ascending energies come in."""
+    # paths as numbers of base K + 1 (modulo 2^64); a stable sort puts equal ones side by side, the lowest first
+    powers = (codes + 1) ** torch.arange(paths.shape[2], device=paths.device)
+    keys, order = ((paths + 1) * powers).sum(dim=-1).sort(dim=1, stable=True)
+    repeated = torch.zeros_like(keys, dtype=torch.bool)
+    repeated[:, 1:] = keys[:, 1:] == keys[:, :-1]
+    return energy.masked_fill(repeated.scatter(1, order, repeated), float("inf"))
 
 
 def icm(z: Tensor, codebook: Tensor, indices: Tensor, sweeps: int = 3) -> Tensor:
