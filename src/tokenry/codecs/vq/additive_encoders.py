@@ -71,7 +71,7 @@ def _beam_rows(z: Tensor, codebook: Tensor, products: Tensor, width: int) -> Ten
         # with fewer distinct sets than places an infinite energy marks a place that holds nothing
         energy, chosen = kept.values, _rows(paths, kept.indices)
         parent, code = parent.gather(1, kept.indices), code.gather(1, kept.indices)
-        extra = _rows(extra, parent).add_(products[code], alpha=2)
+        extra = _rows(extra, parent).add_(F.embedding(code, products), alpha=2)
         used = (code // codes)[..., None, None].expand(-1, -1, 1, codes)
         extra.view(n, -1, books, codes).scatter_(2, used, float("inf"))
     return chosen[torch.arange(n, device=z.device), energy.argmin(dim=1)]
@@ -79,7 +79,8 @@ def _beam_rows(z: Tensor, codebook: Tensor, products: Tensor, width: int) -> Ten
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x [n, b, d] at index [n, c]: [n, c, d]."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return F.embedding(index + first, x.flatten(0, 1))  # whole rows: several times faster than gathering numbers
 
 
 def _lowest(scores: Tensor, count: int, group: int = 16) -> tuple[Tensor, Tensor]:
