@@ -159,6 +159,18 @@ def test_an_utterance_probe_counts_real_frames_only():
     assert torch.allclose(probe(codes), probe(codes[:, :9]), atol=1e-6)
 
 
+def test_context_is_a_mean_over_real_neighbours():
+    probe = TokenProbe(3, codebook_sizes=(4,), dim=5, attention=False, context=2)
+    codes = random_codes(2, 9, (4,))
+    codes[1, 6:] = -1
+    plain = probe.embedding(codes)[..., 0, :]
+    found = probe.frames(codes)
+    assert torch.allclose(found[0, 4], plain[0, 2:7].mean(0), atol=1e-6)
+    assert torch.allclose(found[0, 0], plain[0, :3].mean(0), atol=1e-6)
+    assert torch.allclose(found[1, 5], plain[1, 3:6].mean(0), atol=1e-6)
+    assert not bool(found[1, 6:].any())
+
+
 def test_the_same_probe_on_features():
     x = 7 + 100 * torch.randn(40, 10, 5, generator=torch.Generator().manual_seed(0))  # any offset and scale
     labels = (x[..., 0] > 7).long()

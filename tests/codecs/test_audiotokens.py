@@ -1,5 +1,6 @@
 """The protocol, the small codec around every quantizer, its training, and the synthetic audio it is trained on."""
 
+import copy
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -219,11 +220,11 @@ def test_an_interrupted_run_ends_where_the_whole_run_ends(name, tmp_path):
             raise Stop
 
     wave = noise(6, 300)
-    whole, broken = small_codec(name), small_codec(name)
+    whole = small_codec(name)
+    broken, resumed = copy.deepcopy(whole), copy.deepcopy(whole)
     train_codec(whole, wave, PLAN)
     with pytest.raises(Stop):
         train_codec(broken, wave, PLAN, folder=tmp_path, progress=stop)
-    resumed = small_codec(name)
     rows = train_codec(resumed, wave, PLAN, folder=tmp_path)
     assert [row["step"] for row in rows] == [4, 8, 12]
     for key, value in whole.state_dict().items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -207,10 +206,4 @@ def _dac_unit(unit: Any) -> Stage:
 def _same(conv: nn.Conv1d) -> Convolution:
     """A torch convolution that pads both sides by its own `padding`."""
     side = int(conv.padding[0])
-    return Convolution(
-        partial(_unpadded, conv), conv.kernel_size[0], conv.stride[0], conv.dilation[0], side, side
-    )  # fmt: skip
-
-
-def _unpadded(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    return F.conv1d(x, conv.weight, conv.bias, stride=conv.stride, dilation=conv.dilation, groups=conv.groups)
+    return Convolution(conv, side, side)

@@ -134,8 +134,7 @@ def _stage(layer: Any) -> Stage:
         total = int(layer.padding_total)
         left, right = (total, 0) if layer.causal else (total - total // 2, total // 2)
         mode = "constant" if layer.pad_mode == "zero" else layer.pad_mode
-        conv = layer.conv
-        return Convolution(conv, conv.kernel_size[0], conv.stride[0], conv.dilation[0], left, right, mode)
+        return Convolution(layer.conv, left, right, mode)
     if kind == "EncodecResnetBlock":
         return Residual(Chain([_stage(part) for part in layer.block]), _stage(layer.shortcut))
     if kind == "EncodecLSTM":

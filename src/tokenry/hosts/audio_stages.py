@@ -36,25 +36,19 @@ class Elementwise(Stage):
 class Convolution(Stage):
     """A strided, dilated convolution and its padding on both sides.
 
+    Its weight is read once, when the stage is made: a weight norm would otherwise be worked out for every small piece.
+
     Args:
-        conv: the convolution without any padding, [B,C,n] -> [B,C',m].
-        kernel, stride, dilation: of it.
+        conv: its weight, bias, stride, dilation and groups are used, its own padding is not.
         left, right: padding before the first and after the last sample.
         mode: ``constant`` (zeros), ``reflect`` or ``replicate``.
     """
 
-    def __init__(
-        self,
-        conv: Callable[[Tensor], Tensor],
-        kernel: int,
-        stride: int,
-        dilation: int,
-        left: int,
-        right: int,
-        mode: str = "constant",
-    ) -> None:
-        self.conv, self.stride = conv, stride
-        self.span = (kernel - 1) * dilation + 1
+    def __init__(self, conv: nn.Conv1d, left: int, right: int, mode: str = "constant") -> None:
+        self.weight = conv.weight.detach()
+        self.bias = None if conv.bias is None else conv.bias.detach()
+        self.stride, self.dilation, self.groups = conv.stride[0], conv.dilation[0], conv.groups
+        self.span = (conv.kernel_size[0] - 1) * self.dilation + 1
         self.left, self.right, self.mode = left, right, mode
         self.kept: Tensor | None = None
         self.started = False
@@ -75,7 +69,8 @@ class Convolution(Stage):
         self.kept = data[..., count * self.stride :]
         if count == 0:
             return self._nothing(data)
-        return self.conv(data[..., : (count - 1) * self.stride + self.span])
+        inputs = data[..., : (count - 1) * self.stride + self.span]
+        return F.conv1d(inputs, self.weight, self.bias, stride=self.stride, dilation=self.dilation, groups=self.groups)
 
     def _pad(self, data: Tensor, left: int, right: int) -> Tensor:
         if left == right == 0:
@@ -83,7 +78,7 @@ class Convolution(Stage):
         return F.pad(data, (left, right), mode=self.mode)
 
     def _nothing(self, data: Tensor) -> Tensor:
-        return self.conv(data.new_zeros(*data.shape[:-1], self.span))[..., :0]
+        return data.new_zeros(len(data), len(self.weight), 0)
 
 
 class Recurrence(Stage):

@@ -28,8 +28,9 @@ class TokenProbe(nn.Module):
         codebook_sizes: of the tokens; None for a probe on features.
         features: width of the features; None for a probe on tokens.
         level: ``frame``, or ``utterance`` (mean over the real frames).
-        dim: width of the embedding.
+        dim: width of the embedding (of the hidden layer, for features).
         attention: combine the books by attention; False = sum them, which makes a linear probe of one-hot codes.
+        context: a frame reads the mean over itself and that many real frames on either side.
         seed: of the initial weights.
 
     Raises:
@@ -45,9 +46,11 @@ class TokenProbe(nn.Module):
         level: Level = "frame",
         dim: int = 64,
         attention: bool = True,
+        context: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.context = check_int("context", context, 0)
         if (codebook_sizes is None) == (features is None):
             raise ValueError("give exactly one of codebook_sizes (a probe on tokens) and features (on continuous features)")
         self.level: Level = check_choice("level", level, ("frame", "utterance"))
@@ -56,7 +59,9 @@ class TokenProbe(nn.Module):
             torch.manual_seed(check_int("seed", seed, 0))
             self.embedding = BookEmbedding(codebook_sizes, dim, seed=seed) if codebook_sizes is not None else None
             self.attention = BookAttention(dim) if codebook_sizes is not None and attention else None
-            self.head = nn.Linear(dim if features is None else features, classes)
+            # What the embedding is to tokens: features pass one hidden layer before the linear head.
+            self.hidden = nn.Sequential(nn.Linear(features, dim), nn.ReLU()) if features is not None else None
+            self.head = nn.Linear(dim, classes)
         # Features are standardised by the training frames' mean and deviation, which `train_probe` fills in.
         self.register_buffer("mean", torch.zeros(features or 0))
         self.register_buffer("deviation", torch.ones(features or 0))
@@ -64,22 +69,32 @@ class TokenProbe(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def frames(self, x: Tensor) -> Tensor:
-        """One vector per frame [B,T,D]."""
+    def frames(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One vector per frame [B,T,D], zero at padding."""
+        keep = _mask(x, mask)[..., None]
         if self.embedding is None:
-            return (check_finite("features", x) - self.mean) / self.deviation
-        vectors = self.embedding(x)
-        return vectors.sum(dim=-2) if self.attention is None else self.attention(vectors, x >= 0)
+            assert self.hidden is not None
+            vectors = self.hidden((check_finite("features", x) - self.mean) / self.deviation)
+        else:
+            books = self.embedding(x)
+            vectors = books.sum(dim=-2) if self.attention is None else self.attention(books, x >= 0)
+        vectors = vectors * keep
+        if self.context == 0:
+            return vectors
+        window = 2 * self.context + 1
+        sums, counts = (
+            nn.functional.avg_pool1d(part.transpose(1, 2), window, stride=1, padding=self.context).transpose(1, 2)
+            for part in (vectors, keep.to(vectors.dtype))
+        )
+        return sums / counts.clamp_min(1 / (2 * window)) * keep
 
     def pooled(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mean over the real frames [B,D]: an utterance's embedding, for verification."""
-        vectors = self.frames(x)
-        keep = _mask(x, mask)[..., None]
-        return (vectors * keep).sum(1) / keep.sum(1).clamp_min(1)
+        return self.frames(x, mask).sum(1) / _mask(x, mask).sum(1, keepdim=True).clamp_min(1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits of codes [B,T,m] or features [B,T,F]; `mask` [B,T] (True = real), by default the frames that are not -1."""
-        return self.head(self.frames(x) if self.level == "frame" else self.pooled(x, mask))
+        return self.head(self.frames(x, mask) if self.level == "frame" else self.pooled(x, mask))
 
 
 @dataclass(frozen=True)

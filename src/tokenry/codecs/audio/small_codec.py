@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -274,7 +273,7 @@ class ConvCodec(AudioCodec):
         described = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
         if described.get("model_type") != "tokenry_conv_codec":
             raise ValueError(f"folder={str(folder)!r} holds no ConvCodec (model_type is {described.get('model_type')!r})")
-        sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in described["config"].items()}
+        sizes: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in described["config"].items()}
         codec = cls(ConvCodecConfig(**sizes), Quantizer.from_pretrained(Path(folder) / "quantizer"))
         codec.load_state_dict(load_file(Path(folder) / WEIGHTS))
         return codec.eval()
@@ -285,8 +284,7 @@ def _stages(encoder: nn.Sequential) -> Stage:
 
     def stage(module: nn.Module) -> Stage:
         if isinstance(module, _Conv):
-            plain = partial(nn.Conv1d.forward, module)
-            return Convolution(plain, module.kernel_size[0], module.stride[0], module.dilation[0], *module.sides)
+            return Convolution(module, *module.sides)
         if isinstance(module, _Block):
             inner = [Elementwise(nn.ELU()), stage(module.wide), Elementwise(nn.ELU()), Elementwise(module.narrow)]
             return Residual(Chain(inner), Chain([]))

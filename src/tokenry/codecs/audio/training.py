@@ -161,15 +161,18 @@ def start_quantizer(codec: ConvCodec, waves: Tensor, *, iterations: int = 10, ve
     if not isinstance(inner, nn.Linear):
         return
     with torch.no_grad():
-        mean = bank.mean(0)
-        _, values, axes = torch.linalg.svd(bank - mean, full_matrices=False)
-        axes, deviation = axes[: quantizer.code_dim], (values[: quantizer.code_dim] / len(bank) ** 0.5).clamp_min(1e-6)
-        inner.weight.copy_(axes / deviation[:, None])
-        inner.bias.copy_(-inner.weight @ mean)
+        rows = bank.double()
+        mean = rows.mean(0)
+        values, axes = torch.linalg.eigh((rows - mean).t() @ (rows - mean) / len(rows))  # ascending
+        axes, values = axes.t().flip(0)[: quantizer.code_dim], values.flip(0)[: quantizer.code_dim]
+        axes = axes * torch.where(axes.sum(1, keepdim=True) < 0, -1.0, 1.0)
+        weight = axes / values.clamp_min(1e-12).sqrt()[:, None]
+        inner.weight.copy_(weight)
+        inner.bias.copy_(-weight @ mean)
         # Least squares from the codes back to the latents: what the rounding and the bound leave of them.
-        codes = quantizer.codes_of(quantizer.encode(bank))
-        design = torch.cat([codes, torch.ones(len(codes), 1)], dim=1)
-        back = torch.linalg.lstsq(design, bank).solution
+        codes = quantizer.codes_of(quantizer.encode(bank)).double()
+        design = torch.cat([codes, torch.ones(len(codes), 1, dtype=codes.dtype)], dim=1)
+        back = torch.linalg.lstsq(design, rows).solution
         outer.weight.copy_(back[:-1].t())
         outer.bias.copy_(back[-1])
 

@@ -7,9 +7,9 @@ look-up book starts by k-means on its latents, FSQ's maps by their principal axe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from tokenry.codecs.audio.training import CodecTraining, posthoc_kmeans, start_q
 from tokenry.lab.testbeds.synthetic_audio import DOMAINS, PHONES, SAMPLE_RATE, SPEAKERS, AudioClips, synthetic_audio
 
 Progress = Callable[[str, float], None]
+QUANTIZERS = ("rvq24", "fsq24", "rvq12", "fsq12", "svq12")
+RECORDED = ("speech", "music", "sound")
+_CONTEXT = 4  # frames on either side that a probe's vector is averaged over: 90 ms
 
 
 @dataclass(frozen=True)
@@ -45,78 +48,121 @@ class BenchSizes:
 
 @dataclass
 class BenchData:
-    """Training clips of the domains, test clips of the domains, frames of `hop` samples."""
+    """Synthetic speech with exact phones for training and testing, frames of `hop` samples."""
 
-    train: dict[str, AudioClips]
-    test: dict[str, AudioClips]
+    train: AudioClips
+    test: AudioClips
     hop: int
 
-    @property
-    def mixed(self) -> Tensor:
-        """As many clips as the speech set has, a third of each domain."""
-        share = len(self.train["speech"].wave) // len(DOMAINS)
-        return torch.cat([self.train[d].wave[:share] for d in DOMAINS])
-
     def phones(self, split: str) -> Tensor:
-        """Phones of the speech clips per frame, int64 [N,T]."""
-        return (self.train if split == "train" else self.test)["speech"].phones_at(self.hop)
+        """Phones of the clips per frame, int64 [N,T]."""
+        return (self.train if split == "train" else self.test).phones_at(self.hop)
 
 
 def bench_data(sizes: BenchSizes, seed: int) -> BenchData:
     """Clips of one seed; train and test clips are drawn apart."""
-    hop = 1
-    for stride in sizes.strides:
-        hop *= stride
-    make = partial(synthetic_audio, seconds=sizes.seconds)
-    train = {d: make(d, sizes.clips, 2 * seed) for d in DOMAINS}
-    test = {d: make(d, sizes.test_clips, 2 * seed + 1) for d in DOMAINS}
-    return BenchData(train, test, hop)
+    train = synthetic_audio("speech", sizes.clips, 2 * seed, seconds=sizes.seconds)
+    test = synthetic_audio("speech", sizes.test_clips, 2 * seed + 1, seconds=sizes.seconds)
+    return BenchData(train, test, math.prod(sizes.strides))
 
 
-def quantizers(dim: int, seed: int) -> dict[str, Callable[[], Quantizer]]:
-    """The quantizers of the bench by arm; `24` and `12` are bits per frame."""
+def domain_waves(sizes: BenchSizes, seed: int, *, real: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Clips [N,S] of speech, music and other sounds for training, and of speech and music for testing.
+
+    Real ones are excerpts of recordings at 8 kHz (telephone prompts and read sentences, music, sounds), at an RMS of 0.1.
+
+    Raises:
+        AssetMissingError: the recordings are not at hand.
+    """
+    if not real:
+        train = {d: synthetic_audio(d, sizes.clips, 2 * seed, seconds=sizes.seconds).wave for d in DOMAINS}
+        test = {d: synthetic_audio(d, sizes.test_clips, 2 * seed + 1, seconds=sizes.seconds).wave for d in DOMAINS[:2]}
+        return train, test
+    from tokenry.lab.audio_corpora import audio_corpus
+
+    train = {d: _excerpts(audio_corpus(d, "train", sample_rate=SAMPLE_RATE), sizes.clips, sizes, seed) for d in RECORDED}
+    test = {d: _excerpts(audio_corpus(d, sample_rate=SAMPLE_RATE), sizes.test_clips, sizes, seed) for d in RECORDED[:2]}
+    return train, test
+
+
+def _excerpts(clips: Sequence[Any], count: int, sizes: BenchSizes, seed: int) -> Tensor:
+    """`count` excerpts of clips that are long enough, drawn from the seed; quiet ones (RMS below 0.005) are drawn again."""
+    size = round(sizes.seconds * SAMPLE_RATE)
+    waves = [clip.wave for clip in clips if len(clip.wave) >= size]
+    generator = torch.Generator().manual_seed(seed)
+    found: list[Tensor] = []
+    while len(found) < count:
+        wave = waves[int(torch.randint(0, len(waves), (), generator=generator))]
+        begin = int(torch.randint(0, len(wave) - size + 1, (), generator=generator))
+        level = wave[begin : begin + size].square().mean().sqrt()
+        if level > 0.005:
+            found.append(0.1 * wave[begin : begin + size] / level)
+    return torch.stack(found)
+
+
+def make_quantizer(name: str, dim: int, seed: int) -> Quantizer:
+    """The quantizer of an arm; the number in its name is its bits per frame."""
     look_up: dict[str, Any] = {"decay": 0.95, "commitment": 0.25, "seed": seed}
-    return {
-        "rvq24": lambda: ResidualVQ(dim, 4, 64, reset_threshold=1.0, **look_up),
-        "fsq24": lambda: FSQ((8,) * 8, dim=dim, seed=seed),
-        "rvq12": lambda: ResidualVQ(dim, 2, 64, reset_threshold=1.0, **look_up),
-        "fsq12": lambda: FSQ((8,) * 4, dim=dim, seed=seed),
-        "svq12": lambda: VectorQuantizer(dim, 4096, reset_threshold=0.02, **look_up),
-    }
+    if name.startswith("fsq"):
+        return FSQ((8,) * (int(name[3:]) // 3), dim=dim, seed=seed)
+    if name == "svq12":
+        return VectorQuantizer(dim, 4096, reset_threshold=0.02, **look_up)
+    return ResidualVQ(dim, 2 if name == "rvq12" else 4, 64, reset_threshold=1.0, **look_up)
 
 
 def train_arms(sizes: BenchSizes, data: BenchData, seed: int, progress: Progress) -> dict[str, nn.Module]:
-    """Train every arm; `continuous` is the autoencoder without a quantizer, `kmeans` its latents clustered afterwards."""
+    """Train every arm on synthetic speech.
+
+    `warm` is the autoencoder that all start from, `continuous` the same trained on without a quantizer, `kmeans` its latents
+    clustered afterwards, `distilled` RVQ whose first level is taught the phones.
+    """
     config = ConvCodecConfig(
         SAMPLE_RATE, sizes.strides, sizes.channels, sizes.max_channels, sizes.dim, domain=("speech",), seed=seed
     )
-    plan = CodecTraining(steps=sizes.steps, batch=sizes.batch, segment=int(0.5 * sizes.seconds * SAMPLE_RATE), seed=seed)
-    plan = replace(plan, log_every=max(1, sizes.steps // 5))
-    speech = data.train["speech"].wave
-    count, done = 9, 0
-
-    def told(name: str) -> Progress:
-        return lambda message, fraction: progress(f"{name}: {message}", (done + fraction) / count)
-
+    plan = _plan(sizes, seed)
+    speech = data.train.wave
+    names = ("warm-up", "continuous", *QUANTIZERS, "distilled")
+    told = {n: _within(progress, n, i, len(names)) for i, n in enumerate(names)}
     warm = ConvAutoencoder(config)
-    train_codec(warm, speech, replace(plan, steps=sizes.warm_steps), progress=told("warm-up"))
-    made: dict[str, nn.Module] = {}
-    done += 1
+    train_codec(warm, speech, replace(plan, steps=sizes.warm_steps), progress=told["warm-up"])
     reference = copy.deepcopy(warm)
-    train_codec(reference, speech, plan, progress=told("continuous"))
-    made["continuous"] = reference
-    makers = quantizers(sizes.dim, seed)
-    for name in (*makers, "distilled", "all_domains"):
-        done += 1
+    train_codec(reference, speech, plan, progress=told["continuous"])
+    made: dict[str, nn.Module] = {"warm": warm, "continuous": reference}
+    for name in (*QUANTIZERS, "distilled"):
         own = replace(config, semantic_dim=PHONES) if name == "distilled" else config
-        codec = ConvCodec(own, makers.get(name, makers["rvq24"])(), autoencoder=copy.deepcopy(warm))
-        waves = data.mixed if name == "all_domains" else speech
-        start_quantizer(codec, waves, seed=seed)
         features = nn.functional.one_hot(data.phones("train"), PHONES).float() if name == "distilled" else None
-        train_codec(codec, waves, plan, features=features, progress=told(name))
+        codec = ConvCodec(own, make_quantizer(name, sizes.dim, seed), autoencoder=copy.deepcopy(warm))
+        start_quantizer(codec, speech, seed=seed)
+        train_codec(codec, speech, plan, features=features, progress=told[name])
         made[name] = codec
     made["kmeans"] = posthoc_kmeans(reference, speech, 64, iterations=10, seed=seed)
     return made
+
+
+def domain_arms(
+    sizes: BenchSizes, warm: ConvAutoencoder, waves: dict[str, Tensor], seed: int, progress: Progress
+) -> dict[str, ConvCodec]:
+    """The RVQ codec trained on speech alone, and on as many clips of all domains together."""
+    share = len(waves["speech"]) // len(waves)
+    sets = {"speech_only": waves["speech"], "all_domains": torch.cat([x[:share] for x in waves.values()])}
+    made = {}
+    for number, (name, clips) in enumerate(sets.items()):
+        codec = ConvCodec(warm.config, make_quantizer("rvq24", sizes.dim, seed), autoencoder=copy.deepcopy(warm))
+        start_quantizer(codec, clips, seed=seed)
+        train_codec(codec, clips, _plan(sizes, seed), progress=_within(progress, name, number, len(sets)))
+        made[name] = codec
+    return made
+
+
+def _plan(sizes: BenchSizes, seed: int) -> CodecTraining:
+    return CodecTraining(
+        steps=sizes.steps, batch=sizes.batch, segment=int(0.5 * sizes.seconds * SAMPLE_RATE), seed=seed,
+        log_every=max(1, sizes.steps // 5),
+    )  # fmt: skip
+
+
+def _within(progress: Progress, name: str, done: int, count: int) -> Progress:
+    return lambda message, fraction: progress(f"{name}: {message}", (done + fraction) / count)
 
 
 @torch.no_grad()
@@ -134,7 +180,7 @@ def tokens(codec: ConvCodec, clips: AudioClips, books: int | None = None) -> Ten
 
 def probe(train: Tensor, test: Tensor, labels: tuple[Tensor, Tensor], sizes: BenchSizes, seed: int, **options: Any) -> Tensor:
     """Accuracy of every test clip of a probe on codes or features; options: classes, codebook_sizes or features, level."""
-    made = TokenProbe(seed=seed, **options)
+    made = TokenProbe(seed=seed, context=_CONTEXT, **options)
     train_probe(made, train, labels[0], ProbeTraining(steps=sizes.probe_steps, seed=seed))
     return probe_accuracy(made, test, labels[1])
 
@@ -147,7 +193,7 @@ def phone_accuracy(model: nn.Module, data: BenchData, sizes: BenchSizes, seed: i
 
 def speaker_accuracy(model: nn.Module, data: BenchData, sizes: BenchSizes, seed: int, books: int | None = None) -> Tensor:
     """Speaker of a test clip, 0 or 1 per clip: an utterance-level probe."""
-    labels = (data.train["speech"].speaker, data.test["speech"].speaker)
+    labels = (data.train.speaker, data.test.speaker)
     options = _kind(model, books) | {"level": "utterance"}
     return probe(*_inputs(model, data, books), labels, sizes, seed, classes=SPEAKERS, **options)
 
@@ -155,13 +201,13 @@ def speaker_accuracy(model: nn.Module, data: BenchData, sizes: BenchSizes, seed:
 def first_book_bits(codec: ConvCodec, data: BenchData, sizes: BenchSizes, seed: int) -> Tensor:
     """Bits per frame that a small language model needs for the first book, per test clip."""
     lm = TokenLM(codec.layout.codebook_sizes[:1], seed=seed)
-    train_token_lm(lm, tokens(codec, data.train["speech"], 1), LMTraining(steps=sizes.probe_steps, seed=seed))
-    return bits_per_frame(lm, tokens(codec, data.test["speech"], 1))
+    train_token_lm(lm, tokens(codec, data.train, 1), LMTraining(steps=sizes.probe_steps, seed=seed))
+    return bits_per_frame(lm, tokens(codec, data.test, 1))
 
 
 @torch.no_grad()
 def _inputs(model: nn.Module, data: BenchData, books: int | None) -> tuple[Tensor, Tensor]:
-    clips = data.train["speech"], data.test["speech"]
+    clips = data.train, data.test
     if isinstance(model, ConvCodec):
         return tokens(model, clips[0], books), tokens(model, clips[1], books)
     assert isinstance(model, ConvAutoencoder)
