@@ -29,7 +29,7 @@ _SIZES: dict[str, dict[str, Any]] = {
         "banks": [["sentences", 6], ["sentences", 8], ["sentences", 10], ["photos", 8], ["digits", 8]],
     },
     "paper": {
-        "items": 240, "steps": 5000, "estimator_steps": 5000, "vectors": 12000, "epochs": 400, "iterations": 50,
+        "items": 240, "steps": 5000, "estimator_steps": 5000, "vectors": 11000, "epochs": 400, "iterations": 50,
         "banks": [[b, r] for b in ("sentences", "photos", "digits", "mnist") for r in (6, 8, 10)],
     },
 }  # fmt: skip
