@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -106,7 +107,7 @@ class Quantizer(nn.Module, ABC):
             ValueError: wrong width, no vector at all, a wrong mask, NaN or Inf; nothing has been learned from it then.
         """
         z, keep, shape = self._enter(x, mask)
-        with torch.autocast(x.device.type, enabled=False):
+        with _island(x):
             choice = self._quantize(z, keep, **options)
             codes = self._leave(choice.codes, keep, shape).to(x.dtype)
         indices = choice.indices.reshape(*shape, *choice.indices.shape[1:])
@@ -119,7 +120,7 @@ class Quantizer(nn.Module, ABC):
     def encode(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
         """Indices [...] or [..., M] of x [..., D]; never learns, draws no noise. -1 where masked."""
         z, _, shape = self._enter(x, mask)
-        with torch.autocast(x.device.type, enabled=False):
+        with _island(x):
             indices = self._encode(z, **options)
         indices = indices.reshape(*shape, *indices.shape[1:])
         return indices if mask is None else indices.masked_fill(~mask.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
@@ -132,7 +133,7 @@ class Quantizer(nn.Module, ABC):
         """
         codes = self._combine(self.codes_of(indices))
         flat = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
-        with torch.autocast(codes.device.type, enabled=False):
+        with _island(codes):
             absent = (indices < 0) if self.books is None else (indices < 0).all(dim=-1)
             return self._leave(flat, None if not bool(absent.any()) else ~absent.flatten(), codes.shape[:-1])
 
@@ -183,7 +184,7 @@ class Quantizer(nn.Module, ABC):
         if mask is not None:
             keep = check_mask("mask", mask, shape).reshape(-1)
             rows = rows.masked_fill(~keep[:, None], 0.0)
-        with torch.autocast(x.device.type, enabled=False):
+        with _island(x):
             z = self.project_in(rows)
         self._check_rows(rows, z, keep)
         return z, keep, shape
@@ -286,6 +287,12 @@ def seeded_linear(inputs: int, outputs: int, generator: torch.Generator, bias: b
         for parameter in layer.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
     return layer
+
+
+def _island(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, where it is on (entering it costs as much as a small quantizer does)."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def spread(values: Tensor, keep: Tensor | None, fill: float = 0.0) -> Tensor:

@@ -19,6 +19,7 @@ from tokenry.core.checks import check_int
 from tokenry.core.gradient_estimators import straight_through
 
 _EPS = 1e-3
+_ROWS = 64  # rows that are worked on side by side
 
 # Level sets of the FSQ paper by bits of the book they stand for.
 SUGGESTED_LEVELS = {8: (8, 6, 5), 10: (8, 5, 5, 5), 12: (7, 5, 5, 5, 5), 14: (8, 8, 8, 6, 5), 16: (8, 8, 8, 5, 5, 5)}
@@ -67,16 +68,18 @@ class FSQ(Quantizer):
         half = (widths - 1) * (1 + _EPS) / 2
         offset = torch.where(widths % 2 == 0, 0.5, 0.0)
         constants = {
-            "_half": half, "_offset": offset, "_shift": torch.atanh(offset / half), "_steps": (widths - 1).float(),
+            "_half": half, "_lift": -offset, "_shift": torch.atanh(offset / half), "_steps": (widths - 1).float(),
             "_middle": (widths // 2).float(), "_sizes": widths,
             "basis": torch.tensor([math.prod(sizes[:i]) for i in range(len(sizes))]),
         }  # fmt: skip
         self._origin = sum(int(w // 2) * math.prod(sizes[:i]) for i, w in enumerate(sizes))
         for name, value in constants.items():
-            self.register_buffer(name, value, persistent=False)
+            # those of the channels are kept repeated, see `_side_by_side`
+            repeats = 1 if name in ("_sizes", "basis") else _ROWS
+            self.register_buffer(name, value.repeat(repeats), persistent=False)
 
     _half: Tensor
-    _offset: Tensor
+    _lift: Tensor
     _shift: Tensor
     _steps: Tensor
     _middle: Tensor
@@ -85,29 +88,44 @@ class FSQ(Quantizer):
     def _bounded(self, z: Tensor) -> Tensor:
         """Channels before rounding, in units of levels: rounded values are -floor(L/2) ... , or 0 ... L - 1 if symmetric."""
         if self.symmetric:
-            return self._steps * (torch.tanh(z) + 1) / 2
-        return torch.addcmul(-self._offset, torch.tanh(z + self._shift), self._half)
+            return _across(self._steps, z) * (torch.tanh(z) + 1) / 2
+        return torch.addcmul(_across(self._lift, z), torch.tanh(z + _across(self._shift, z)), _across(self._half, z))
 
     def _round(self, bounded: Tensor) -> Tensor:
         return (bounded + 0.5).floor() if self.symmetric else bounded.round()
 
     def _values(self, rounded: Tensor) -> Tensor:
-        return rounded * (2 / self._steps) - 1 if self.symmetric else rounded / self._middle
+        if self.symmetric:
+            return rounded * _across(2 / self._steps, rounded) - 1
+        return rounded / _across(self._middle, rounded)
 
     def _index(self, rounded: Tensor) -> Tensor:
         # floor(L/2) of every channel, weighed, is one constant
-        return self._weighed(rounded, self._weights(self.basis)) + (0 if self.symmetric else self._origin)
+        digits = rounded.reshape(-1, self.code_dim)
+        return self._weighed(digits, self._weights(self.basis)) + (0 if self.symmetric else self._origin)
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
-        bounded = self._bounded(z)
+        bounded = self._bounded(_side_by_side(z))
         rounded = self._round(bounded.detach())
-        codes = self._values(straight_through(bounded, rounded) if bounded.requires_grad else rounded)
+        codes = self._values(straight_through(bounded, rounded) if bounded.requires_grad else rounded).view(z.shape)
         return Choice(codes, self._sealed(self._index(rounded), z), z.new_zeros(()))
 
     def _encode(self, z: Tensor) -> Tensor:
-        return self._index(self._round(self._bounded(z)))
+        return self._index(self._round(self._bounded(_side_by_side(z))))
 
     def _lookup(self, indices: Tensor) -> Tensor:
         digits = indices.clamp(min=0)[..., None].div(self.basis, rounding_mode="floor") % self._sizes
-        rounded = digits.float() if self.symmetric else digits.float() - self._middle
+        rounded = digits.float() if self.symmetric else digits.float() - _across(self._middle, digits)
         return self._values(rounded).masked_fill((indices < 0)[..., None], 0.0)
+
+
+def _side_by_side(z: Tensor) -> Tensor:
+    """Rows [N, d] joined to [N/t, t d], t up to 64: a row of a few channels is too short for a CPU's vector units."""
+    if torch.compiler.is_compiling():
+        return z
+    return z.reshape(-1, math.gcd(len(z), _ROWS) * z.shape[1])
+
+
+def _across(constant: Tensor, z: Tensor) -> Tensor:
+    """A constant of the channels for z, in which rows may stand side by side."""
+    return constant[: z.shape[-1]]
