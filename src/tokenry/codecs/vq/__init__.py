@@ -24,6 +24,7 @@ _EXPORTS = {
     "to_host": "tokenry.codecs.vq.hosted",
     "GraphAnchorTokenizer": "tokenry.codecs.vq.graph_anchors",
     "NodeHashEmbedding": "tokenry.codecs.vq.graph_embedding",
+    "ReservedNodeEmbedding": "tokenry.codecs.vq.graph_reserved",
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -111,7 +111,7 @@ class GraphAnchorTokenizer(nn.Module):
         self.max_distance = None if max_distance is None else check_int("max_distance", max_distance, 0)
         self.variant = check_choice("variant", variant, ("nodepiece", "random"))
         self.seed = check_int("seed", seed, 0)
-        heads, kinds, tails = _columns(edges, self.num_nodes, self.num_relations)
+        heads, kinds, tails = edge_columns(edges, self.num_nodes, self.num_relations)
         graph = adjacency(heads, tails, self.num_nodes)
         chosen = self._choose(anchors, strategy, heads, tails, graph)
         if self.nearest > len(chosen):
@@ -157,7 +157,7 @@ class GraphAnchorTokenizer(nn.Module):
         """Hashes of `nodes` [...] int64; of all nodes when None."""
         if nodes is None:
             return NodeHash(self.hash_anchors, self.hash_distances, self.hash_relations)
-        _check_ids("nodes", nodes, self.num_nodes)
+        check_ids("nodes", nodes, self.num_nodes)
         return NodeHash(self.hash_anchors[nodes], self.hash_distances[nodes], self.hash_relations[nodes])
 
     forward = encode
@@ -170,7 +170,7 @@ class GraphAnchorTokenizer(nn.Module):
         way through the neighbours' hashes.
         """
         check_int("count", count, 1)
-        heads, kinds, tails = _columns(edges, self.num_nodes + count, self.num_relations)
+        heads, kinds, tails = edge_columns(edges, self.num_nodes + count, self.num_relations)
         new_head, new_tail = heads >= self.num_nodes, tails >= self.num_nodes
         if bool((~new_head & ~new_tail).any()) or bool((new_head & new_tail & (heads != tails)).any()):
             raise ValueError(
@@ -207,7 +207,7 @@ class GraphAnchorTokenizer(nn.Module):
 
     def from_ids(self, ids: Tensor) -> NodeHash:
         """The hashes that :meth:`to_ids` wrote."""
-        _check_ids("ids", ids, self.vocab_size)
+        check_ids("ids", ids, self.vocab_size)
         if ids.shape[-1] != 2 * self.nearest + self.relations:
             raise ValueError(f"ids must have {2 * self.nearest + self.relations} in the last dimension, got {ids.shape[-1]}")
         anchors, distances, relations = ids.split([self.nearest, self.nearest, self.relations], dim=-1)
@@ -259,7 +259,7 @@ class GraphAnchorTokenizer(nn.Module):
             if strategy is not None:
                 raise ValueError("strategy must be None when anchors are given as node ids")
             chosen = torch.as_tensor(anchors).cpu()
-            _check_ids("anchors", chosen, self.num_nodes)
+            check_ids("anchors", chosen, self.num_nodes)
             if chosen.dim() != 1 or not len(chosen) or len(chosen.unique()) < len(chosen):
                 raise ValueError(f"anchors must be distinct node ids in one dimension, got shape {list(chosen.shape)}")
             return chosen.long()
@@ -340,7 +340,7 @@ class GraphAnchorTokenizer(nn.Module):
         return in_order(table[0], table[1], total)
 
 
-def _columns(edges: Any, nodes: int, relations: int) -> tuple[Tensor, Tensor, Tensor]:
+def edge_columns(edges: Any, nodes: int, relations: int) -> tuple[Tensor, Tensor, Tensor]:
     """Three checked columns of distinct edges on the CPU."""
     if isinstance(edges, tuple) and len(edges) == 3:
         parts = [check_tensor(f"edges[{i}]", column).cpu() for i, column in enumerate(edges)]
@@ -352,12 +352,13 @@ def _columns(edges: Any, nodes: int, relations: int) -> tuple[Tensor, Tensor, Te
         if table.dim() != 2 or table.shape[1] != 3:
             raise ValueError(f"edges must have shape [E, 3] (head, relation, tail), got {list(table.shape)}")
     for column, (name, size) in enumerate((("heads", nodes), ("relations", relations), ("tails", nodes))):
-        _check_ids(f"edges: {name}", table[:, column], size)
+        check_ids(f"edges: {name}", table[:, column], size)
     table = table.long().unique(dim=0)
     return table[:, 0].contiguous(), table[:, 1].contiguous(), table[:, 2].contiguous()
 
 
-def _check_ids(name: str, ids: Any, size: int) -> None:
+def check_ids(name: str, ids: Any, size: int) -> None:
+    """Raise unless `ids` is an integer tensor with entries in [0, size)."""
     check_tensor(name, ids)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {ids.dtype}")
