@@ -198,14 +198,7 @@ class ConvCodec(AudioCodec):
         self.config = config
         self.autoencoder = ConvAutoencoder(config) if autoencoder is None else autoencoder
         self.quantizer = quantizer
-        self.semantic_head: nn.Linear | None = None
-        if config.semantic_dim is not None:
-            width = getattr(quantizer, "code_dim", config.dim)
-            self.semantic_head = nn.utils.skip_init(nn.Linear, width, config.semantic_dim)
-            generator = torch.Generator().manual_seed(config.seed)
-            with torch.no_grad():
-                for parameter in self.semantic_head.parameters():
-                    parameter.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        self.semantic_head = None if config.semantic_dim is None else _head(quantizer.code_dim, config)
 
     def forward(self, wave: Tensor) -> CodecPass:
         """One training pass over wave [B,S] of whole frames."""
@@ -277,6 +270,15 @@ class ConvCodec(AudioCodec):
         codec = cls(ConvCodecConfig(**sizes), Quantizer.from_pretrained(Path(folder) / "quantizer"))
         codec.load_state_dict(load_file(Path(folder) / WEIGHTS))
         return codec.eval()
+
+
+def _head(width: int, config: ConvCodecConfig) -> nn.Linear:
+    layer = nn.utils.skip_init(nn.Linear, width, config.semantic_dim or 1)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+    return layer
 
 
 def _stages(encoder: nn.Sequential) -> Stage:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenry.codecs import FSQ, Quantizer, ResidualVQ, VectorQuantizer
-from tokenry.codecs.audio.metrics import si_snr
+from tokenry.codecs import FSQ, Quantizer, ResidualVQ, VectorQuantizer, usage
+from tokenry.codecs.audio.codec import bitrate
+from tokenry.codecs.audio.metrics import mel_distance, sdr, si_snr, stoi
 from tokenry.codecs.audio.probes import ProbeTraining, TokenProbe, probe_accuracy, train_probe
 from tokenry.codecs.audio.small_codec import ConvAutoencoder, ConvCodec, ConvCodecConfig
 from tokenry.codecs.audio.token_lm import LMTraining, TokenLM, bits_per_frame, train_token_lm
@@ -44,6 +45,7 @@ class BenchSizes:
     strides: tuple[int, ...] = (5, 4, 4)
     batch: int = 8
     seconds: float = 1.0
+    semantic_weight: float = 1.0
 
 
 @dataclass
@@ -135,7 +137,7 @@ def train_arms(sizes: BenchSizes, data: BenchData, seed: int, progress: Progress
         start_quantizer(codec, speech, seed=seed)
         train_codec(codec, speech, plan, features=features, progress=told[name])
         made[name] = codec
-    made["kmeans"] = posthoc_kmeans(reference, speech, 64, iterations=10, seed=seed)
+    made["kmeans"] = posthoc_kmeans(reference, speech, 4096, iterations=10, seed=seed)
     return made
 
 
@@ -157,7 +159,7 @@ def domain_arms(
 def _plan(sizes: BenchSizes, seed: int) -> CodecTraining:
     return CodecTraining(
         steps=sizes.steps, batch=sizes.batch, segment=int(0.5 * sizes.seconds * SAMPLE_RATE), seed=seed,
-        log_every=max(1, sizes.steps // 5),
+        log_every=max(1, sizes.steps // 5), semantic_weight=sizes.semantic_weight,
     )  # fmt: skip
 
 
@@ -178,10 +180,34 @@ def tokens(codec: ConvCodec, clips: AudioClips, books: int | None = None) -> Ten
     return codec.encode(clips.wave, codec.sample_rate).codes[..., :books]
 
 
+@torch.no_grad()
+def more_metrics(models: dict[str, nn.Module], data: BenchData) -> dict[str, float]:
+    """SDR, mel distance and STOI of every arm, means over the test clips; recorded, not judged."""
+    facts: dict[str, float] = {}
+    wave = data.test.wave[:32]
+    for name, model in models.items():
+        made = model.reconstruct(wave, SAMPLE_RATE) if isinstance(model, ConvCodec) else model(wave)
+        facts[f"{name}_sdr"] = float(sdr(wave, made).mean())
+        facts[f"{name}_mel_distance"] = float(mel_distance(wave, made, SAMPLE_RATE).mean())
+        facts[f"{name}_stoi"] = float(stoi(wave, made, SAMPLE_RATE).mean())
+    return facts
+
+
+def health(name: str, codec: ConvCodec, data: BenchData) -> dict[str, float | str]:
+    """Bits a second, and used share and perplexity of every book over the test clips."""
+    facts: dict[str, float | str] = {f"{name}_bits_per_second": bitrate(codec)}
+    codes = tokens(codec, data.test)
+    for book, size in enumerate(codec.codebook_sizes):
+        _, used, _ = stats = usage(codes[..., book], size)
+        facts[f"{name}_book{book}_usage"] = float(used)
+        facts[f"{name}_book{book}_perplexity"] = float(stats.perplexity)
+    return facts
+
+
 def probe(train: Tensor, test: Tensor, labels: tuple[Tensor, Tensor], sizes: BenchSizes, seed: int, **options: Any) -> Tensor:
     """Accuracy of every test clip of a probe on codes or features; options: classes, codebook_sizes or features, level."""
     made = TokenProbe(seed=seed, context=_CONTEXT, **options)
-    train_probe(made, train, labels[0], ProbeTraining(steps=sizes.probe_steps, seed=seed))
+    train_probe(made, train, labels[0], ProbeTraining(steps=sizes.probe_steps, batch=32, seed=seed))
     return probe_accuracy(made, test, labels[1])
 
 
