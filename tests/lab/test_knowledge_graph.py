@@ -78,3 +78,27 @@ def test_bad_sizes():
         community_graph(40, attach=20)
     with pytest.raises(ValueError, match="held_out must be in"):
         community_graph(40, attach=3, held_out=0.0)
+
+
+def test_twins_and_cores():
+    from tokenry.lab.testbeds.film_graph import core_of, without_twins
+
+    triples = {(f"f{i}", "by", f"p{i % 3}") for i in range(9)} | {(f"p{i % 3}", "made", f"f{i}") for i in range(9)}
+    assert without_twins(triples) == {t for t in triples if t[1] == "by"}
+    assert without_twins({("a", "x", "b"), ("b", "y", "c")}) == {("a", "x", "b"), ("b", "y", "c")}
+    chain = {("a", "r", "b"), ("b", "r", "c"), ("c", "r", "a"), ("c", "r", "d")}
+    assert core_of(chain, 2) == chain - {("c", "r", "d")}
+    assert core_of(chain, 3) == set()
+
+
+@pytest.mark.slow
+def test_the_film_graph():
+    from tokenry.lab.testbeds.film_graph import film_graph
+
+    graph = film_graph()
+    assert torch.equal(graph.every, film_graph().every)
+    known = {tuple(row) for row in graph.train.tolist()}
+    assert not known & {tuple(row) for row in graph.test.tolist()}
+    turned = {(t, h) for h, _, t in known}
+    assert sum((h, t) in turned for h, _, t in graph.test.tolist()) < 0.05 * len(graph.test)
+    assert graph.train[:, [0, 2]].unique().tolist() == list(range(graph.num_nodes))

