@@ -15,10 +15,12 @@ from tokenry.codecs.audio import (
     TokenLM,
     TokenProbe,
     bits_per_frame,
+    deduplicate,
     delay_books,
     equal_error_rate,
     flatten_books,
     probe_accuracy,
+    reduplicate,
     train_probe,
     train_token_lm,
     undelay_books,
@@ -120,6 +122,27 @@ def test_the_inverses_are_exact(case):
     flat = flatten_books(codes, sizes)
     assert torch.equal(unflatten_books(flat, len(sizes), sizes), codes)
     assert int(flat.max()) < sum(sizes)
+
+
+def test_runs_as_one():
+    codes = torch.tensor([[3, 3, 3, 1, 1, 3], [2, 2, 5, -1, -1, -1]])[..., None]
+    runs, durations = deduplicate(codes)
+    assert runs[..., 0].tolist() == [[3, 1, 3], [2, 5, -1]]
+    assert durations.tolist() == [[3, 2, 1], [2, 1, 0]]
+    assert torch.equal(reduplicate(runs, durations), codes)
+    with pytest.raises(ValueError, match="durations"):
+        reduplicate(runs, durations[:, :2])
+
+
+@given(SHAPES)
+@settings(max_examples=25, deadline=None)
+def test_runs_have_an_exact_inverse(case):
+    batch, frames, sizes, seed = case
+    codes = random_codes(batch, frames, sizes[:2], seed) // 3
+    codes[1:, max(1, frames // 2) :] = -1
+    runs, durations = deduplicate(codes)
+    assert torch.equal(reduplicate(runs, durations), codes)
+    assert durations.sum(1).tolist() == (codes >= 0).any(-1).sum(1).tolist()
 
 
 def test_orders_refuse():

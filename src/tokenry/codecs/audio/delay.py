@@ -1,6 +1,7 @@
-"""Orders in which a language model can read M books: in parallel (as they are), flattened, or delayed; each with its inverse.
+"""Orders in which a language model can read M books: in parallel (as they are), flattened, or delayed; runs as one.
 
 Delay (MusicGen): book m is shifted by m frames, so that a frame's fine books can look at its coarse ones. Padding is -1.
+Everything here has its exact inverse.
 """
 
 from __future__ import annotations
@@ -64,6 +65,41 @@ def unflatten_books(flat: Tensor, n_codebooks: int, codebook_sizes: Sequence[int
     if bool(((codes < -1) | (codes >= sizes)).any()):
         raise ValueError("flat must hold a code of book m at every place m of a frame")
     return codes
+
+
+def deduplicate(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs of equal frames as one: codes [B,T,M] -> codes [B,R,M] (-1 beyond a row's runs) and durations int64 [B,R] (0 there).
+
+    Frames count as equal when all books agree; frames of -1 after a row's end are left out.
+    """
+    frames, books = _checked(codes)
+    real = (codes >= 0).any(-1)
+    begins = real.clone()
+    begins[:, 1:] &= (codes[:, 1:] != codes[:, :-1]).any(-1)
+    runs = begins.long().cumsum(1) - 1
+    size = int(runs.max()) + 1 if frames else 0
+    durations = torch.zeros(len(codes), size, dtype=torch.int64, device=codes.device)
+    durations.scatter_add_(1, runs.clamp_min(0), real.long())
+    made = torch.full((len(codes), size, books), -1, dtype=codes.dtype, device=codes.device)
+    row, frame = begins.nonzero(as_tuple=True)
+    made[row, runs[row, frame]] = codes[row, frame]
+    return made, durations
+
+
+def reduplicate(codes: Tensor, durations: Tensor) -> Tensor:
+    """Inverse of `deduplicate`: runs [B,R,M] and durations [B,R] -> codes [B,T,M], T the longest row's frames, -1 after a row.
+
+    Raises:
+        ValueError: shapes differ, or a duration below 0.
+    """
+    _checked(codes)
+    check_tensor("durations", durations)
+    if durations.shape != codes.shape[:2] or durations.is_floating_point() or bool((durations < 0).any()):
+        raise ValueError(
+            f"durations must be integers >= 0 {list(codes.shape[:2])}, got {durations.dtype} {list(durations.shape)}"
+        )
+    rows = [row.repeat_interleave(count, dim=0) for row, count in zip(codes, durations, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
 def _checked(codes: Tensor) -> tuple[int, int]:
