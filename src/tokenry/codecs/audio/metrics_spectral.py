@@ -1,7 +1,8 @@
 """Distances between spectrograms: log-mel, and magnitudes at several resolutions. Differentiable, usable as losses.
 
-Frames start at sample 0 and the last one is zero-padded, so that a clip has 1 + ceil((T - window) / hop) frames wherever it
-stands in a batch.
+Magnitudes are relative to a sine at full scale (1.0 = 0 dB) and floored at -80 dB, where 16-bit noise lies; without a floor
+inaudible noise in empty bands would outweigh everything that is heard. Frames start at sample 0 and the last one is
+zero-padded, so that a clip has 1 + ceil((T - window) / hop) frames wherever it stands in a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from tokenry.codecs.audio.metrics_pair import Pair, check_pair, check_wave, inside_of
 from tokenry.core.checks import check_finite, check_int
 
-FLOOR = 1e-5
+FLOOR = 1e-4  # of full scale, -80 dB
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))
 
 
@@ -31,7 +32,7 @@ def mel_distance(
     window: int | None = None,
     hop: int | None = None,
 ) -> Tensor:
-    """Mean absolute difference of log10 mel magnitudes (floor 1e-5) per item; 0 for equal waveforms, 0.1 is 2 dB.
+    """Mean absolute difference of log10 mel magnitudes per item; 0 for equal waveforms, 0.1 is 2 dB.
 
     `window` is by default the power of two next above 32 ms, `hop` a quarter of it.
     """
@@ -42,7 +43,7 @@ def mel_distance(
 
 
 def log_mel(wave: Tensor, sample_rate: int, *, mels: int = 80, window: int | None = None, hop: int | None = None) -> Tensor:
-    """log10 of mel magnitudes (floor 1e-5) of a waveform [..., T]: [..., frames, mels]."""
+    """log10 of mel magnitudes (0 = a sine at full scale, at least -4) of a waveform [..., T]: [..., frames, mels]."""
     window, hop = _sizes(sample_rate, window, hop)
     check_finite("wave", check_wave("wave", wave))
     flat = wave.reshape(-1, wave.shape[-1])
@@ -60,7 +61,7 @@ def multi_resolution_stft_distance(
 ) -> Tensor:
     """Spectral convergence |S - E|_F / |S|_F plus mean |ln S - ln E|, averaged over (FFT, hop, window) settings, per item.
 
-    Magnitudes are floored at 1e-5 (Yamamoto, Song and Kim 2020). A silent reference divides by the floor.
+    The settings are those of Yamamoto, Song and Kim (2020). A silent reference counts as a steady -80 dB.
     """
     if not resolutions:
         raise ValueError("resolutions must hold at least one (FFT, hop, window), got none")
@@ -96,13 +97,14 @@ def _masked_mean(per_frame: Tensor, pair: Pair, window: int, hop: int) -> Tensor
 
 
 def _magnitudes(flat: Tensor, fft: int, hop: int, window: int) -> Tensor:
-    """|STFT| of [N, T] under a Hann window: [N, frames, fft / 2 + 1], safe to differentiate at silence."""
+    """|STFT| of [N, T] under a Hann window, a full-scale sine at 1: [N, frames, fft / 2 + 1]."""
     size = flat.shape[-1]
     frames = 1 + -(-max(size - window, 0) // hop)
     padded = F.pad(flat, (0, window + (frames - 1) * hop - size))
     taper = torch.hann_window(window, dtype=flat.dtype, device=flat.device)
     spectrum = torch.fft.rfft(padded.unfold(-1, window, hop) * taper, fft)
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-20).sqrt()
+    # the summand keeps the gradient finite at silence
+    return (spectrum.real.square() + spectrum.imag.square() + 1e-20).sqrt() / (taper.sum() / 2)
 
 
 def _log_mel(flat: Tensor, sample_rate: int, mels: int, window: int, hop: int) -> Tensor:
