@@ -1,22 +1,19 @@
-"""``tokenry compare pruning``: which pruner for this model and data?"""
+"""``tokenry compare WING``: which method for this model and data? ``pruning`` is here, ``audio`` beside it."""
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tokenry.cli.compare_audio import compare_audio_codecs
 
-class Wing(str, Enum):
-    """Wings that can be compared today."""
-
-    pruning = "pruning"
+compare = typer.Typer(help="Compare methods on one's own model and data.", no_args_is_help=True)
 
 
-def compare(
-    wing: Annotated[Wing, typer.Argument(help="What to compare.")],
+@compare.command("pruning")
+def compare_pruners(
     model: Annotated[
         str | None, typer.Option(help="Local folder or hub id of a supported model; default: the testbed in the package.")
     ] = None,
@@ -57,6 +54,9 @@ def compare(
     where = f"{result['items']} items, batch {settings.batch}, {settings.device}"
     table(f"{result['model']} on {result['data']}, {where}", *_table(result))
     typer.echo(f"page: {out / 'index.html'}\nfigure: {out / 'quality.png'}\ndata: {out / 'compare.json'}")
+
+
+compare.command("audio")(compare_audio_codecs)
 
 
 def _ratios(text: str) -> tuple[float, ...]:
