@@ -110,6 +110,7 @@ def test_sounds_are_not_words(recordings):
     assert not any("desc" in clip.name for clip in clips)
     french = speech_corpus("all", sources=["words-fr"], seconds=(0.5, 5))
     assert len(french) == 1  # twelve copies of one recording
+    assert (french[0].language, french[0].speaker) == ("fr", "")  # nobody says who speaks
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,8 @@ SPEECH = {
     "prompts-it2": _Source("prompts-it2", _PROMPT, "paola", "it"),
     "prompts-ru": _Source("prompts-ru", _PROMPT, "ivrvoice", "ru"),
     "read-speech": _Source("read-speech", "**/*.wav", "", "en"),
-    # one voice a language as far as can be heard; the package names no speakers
-    **{f"words-{code}": _Source("stamps", f"**/*_desc_{code}.ogg", f"words-{code}", code) for code in _WORD_LANGUAGES},
+    # the package names no speakers, and some languages have several
+    **{f"words-{code}": _Source("stamps", f"**/*_desc_{code}.ogg", "", code) for code in _WORD_LANGUAGES},
 }
 MUSIC = {
     "music-hold": _Source("music-hold", "**/*.wav"),
@@ -278,7 +278,7 @@ def _clips(name: str, source: _Source, domain: str, found: list[_Recording], sec
     for item, at, size in places:
         rate = audio_length(item.path)[1]
         wave, rate = read_audio(item.path, round(at * rate), round(size * rate) or -1)
-        speaker = source.speaker or (item.name.split("/")[0] if domain == "speech" else "")
+        speaker = source.speaker or (item.name.split("/")[0] if source.asset == "read-speech" else "")
         place = f"@{at:g}s" if domain == "music" else ""
         if float(wave.abs().max()) > 0.005:
             yield Clip(wave, rate, f"{name}/{item.name}{place}", domain, speaker, source.language, item.text)
