@@ -56,8 +56,10 @@ def comparison(name: str) -> str:
     """A committed comparison: one line per method, quality at every budget."""
     path = ROOT / "results" / "compare" / f"{name}.json"
     if not path.exists():
-        return "No comparison is committed yet; run `tokenry compare pruning`."
+        return "No comparison is committed yet; run `tokenry compare pruning` or `tokenry compare audio`."
     body = json.loads(path.read_text(encoding="utf-8"))
+    if "codec" in body["rows"][0]:
+        return _codecs(body)
     keeps = sorted({row["keep"] for row in body["rows"] if row["keep"] < 1}, reverse=True)
     full = next(row for row in body["rows"] if row["keep"] == 1)
     settings = body["settings"]
@@ -76,6 +78,34 @@ def comparison(name: str) -> str:
         shown = [cells[k] for k in keeps]
         texts = [f"{c['quality']:.3f} [{c['low']:.3f}, {c['high']:.3f}], {c['time_ratio']:.2f}x" for c in shown]
         lines.append(f"| {method} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _codecs(body: dict[str, Any]) -> str:
+    """A comparison of audio codecs: a table per domain."""
+    names = {
+        "si_snr": ("SI-SNR, dB", 1), "sdr": ("SDR, dB", 1), "mel": ("mel", 3), "stoi": ("STOI", 3), "wer": ("WER", 3),
+        "speaker": ("voice", 3),
+    }  # fmt: skip
+    lines = []
+    for domain, clips in body["clips"].items():
+        rows = [row for row in body["rows"] if row["domain"] == domain]
+        shown = [key for key in names if any(row[key] is not None for row in rows)]
+        lines += [f"**{domain.capitalize()}** ({len(clips)} clips at {body['settings']['rate'] / 1000:g} kHz)", ""]
+        lines += [
+            "| codec | kbit/s | " + " | ".join(names[key][0] for key in shown) + " | time |",
+            "|---" * (len(shown) + 3) + "|",
+        ]
+        for row in rows:
+            cells = []
+            for key in shown:
+                value, interval, digits = row[key], row.get(f"{key}_interval"), names[key][1]
+                between = (
+                    f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval and key in ("si_snr", "mel") else ""
+                )
+                cells.append("" if value is None else f"{value:.{digits}f}{between}")
+            lines.append(f"| {row['codec']} | {row['bitrate'] / 1000:g} | " + " | ".join(cells) + f" | {row['time']:.3f}x |")
+        lines.append("")
     return "\n".join(lines)
 
 
