@@ -85,7 +85,7 @@ class Quantizer(nn.Module, ABC):
     def _arguments(self, given: dict[str, Any]) -> None:
         """Remember the constructor's arguments (its ``locals()``) for `save_pretrained`."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        self.arguments = {name: given[name] for name in names if name in given}
+        self.arguments = {name: given[name] for name in names if name != "options"} | given.get("options", {})
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

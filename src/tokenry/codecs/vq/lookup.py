@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,29 @@ from tokenry.core.ranks import joined_rows, sum_over_ranks, world_size
 
 Distance = Literal["euclidean", "cosine"]
 Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop"]
+
+
+class LookupOptions(TypedDict, total=False):
+    """Options of every look-up quantizer; `VectorQuantizer` says what they mean."""
+
+    distance: Distance
+    ema: bool
+    decay: float
+    epsilon: float
+    smoothing: Literal["laplace", "clamp"]
+    commitment: float
+    estimator: Estimator
+    temperature: float
+    kmeans_init: bool
+    kmeans_iterations: int
+    reset_threshold: float
+    reset_count: float | None
+    code_dim: int | None
+    entropy_weight: float
+    diversity: float
+    orthogonality: float
+    seed: int
+    channels_first: bool
 
 
 class Stage(NamedTuple):
@@ -192,6 +215,9 @@ class LookupQuantizer(Quantizer):
             return logits.new_zeros(())
         shares = (logits / self.temperature).softmax(dim=-1)
         return self.entropy_weight * (entropy(shares).mean() - self.diversity * entropy(shares.mean(dim=0)))
+
+    def _with_orthogonality(self, loss: Tensor) -> Tensor:
+        return loss + self._orthogonality_term() if self.orthogonality else loss
 
     def _orthogonality_term(self) -> Tensor:
         """Weight (mean over pairs of cos^2 - 1/K), summed over books; through the d x d Gram matrix."""

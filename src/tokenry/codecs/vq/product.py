@@ -7,7 +7,7 @@ For search table[i, k] = ||z_i - C_i[k]||^2 and a distance is the sum over block
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import AsymmetricSearch
 from tokenry.codecs.vq.base import Choice, spread
-from tokenry.codecs.vq.lookup import Distance, Estimator, LookupQuantizer
+from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_int
 from tokenry.core.codebook_stats import check_indices
 from tokenry.core.codebooks import nearest_codes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class ProductVQ(AsymmetricSearch, LookupQuantizer):
@@ -30,8 +33,7 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         groups: number of blocks M.
         codebook_size: K of each.
         rotation: quantize z R with an orthogonal R [D, D] (buffer `rotation`, identity until `fit`): OPQ.
-        distance, ema, decay, epsilon, smoothing, commitment, estimator, temperature, kmeans_init, kmeans_iterations,
-        reset_threshold, reset_count, code_dim, seed, channels_first: as for `VectorQuantizer`, block by block.
+        options: as for `VectorQuantizer`, block by block (distance, ema, decay, ..., seed, channels_first).
 
     Raises:
         ValueError, TypeError: an argument out of range, named.
@@ -46,32 +48,13 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         codebook_size: int,
         *,
         rotation: bool = False,
-        distance: Distance = "euclidean",
-        ema: bool = True,
-        decay: float = 0.8,
-        epsilon: float = 1e-5,
-        smoothing: Literal["laplace", "clamp"] = "laplace",
-        commitment: float = 1.0,
-        estimator: Estimator = "straight_through",
-        temperature: float = 1.0,
-        kmeans_init: bool = False,
-        kmeans_iterations: int = 10,
-        reset_threshold: float = 0.0,
-        reset_count: float | None = None,
-        code_dim: int | None = None,
-        seed: int = 0,
-        channels_first: bool = False,
+        **options: Unpack[LookupOptions],
     ) -> None:
         given = dict(locals())
-        width = check_int("dim", dim, 1) if code_dim is None else check_int("code_dim", code_dim, 1)
+        width = check_int("code_dim", options.get("code_dim") or check_int("dim", dim, 1), 1)
         if width % check_int("groups", groups, 1):
             raise ValueError(f"groups must divide the width {width}, got {groups}")
-        super().__init__(
-            dim, codebook_size, books=groups, book_dim=width // groups, distance=distance, ema=ema, decay=decay,
-            epsilon=epsilon, smoothing=smoothing, commitment=commitment, estimator=estimator, temperature=temperature,
-            kmeans_init=kmeans_init, kmeans_iterations=kmeans_iterations, reset_threshold=reset_threshold,
-            reset_count=reset_count, code_dim=code_dim, seed=seed, channels_first=channels_first,
-        )  # fmt: skip
+        super().__init__(dim, codebook_size, books=groups, book_dim=width // groups, **options)
         self._arguments(given)
         self.groups = groups
         self.register_buffer("rotation", torch.eye(width) if rotation else None)
@@ -97,7 +80,7 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         indices = torch.stack([stage.indices for stage in stages], dim=-1)
         losses = torch.stack([stage.loss for stage in stages])
         # blocks are equally wide, so that the mean over blocks is the mean over all elements
-        loss = losses.mean()
+        loss = self._with_orthogonality(losses.mean())
         return Choice(spread(codes, keep), spread(indices, keep, -1), loss, losses)
 
     def _encode(self, z: Tensor) -> Tensor:

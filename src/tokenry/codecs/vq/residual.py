@@ -12,7 +12,7 @@ of the already started level m - 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +20,14 @@ from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import AdditiveSearch
 from tokenry.codecs.vq.base import Choice, Quantized, spread
-from tokenry.codecs.vq.lookup import Distance, Estimator, LookupQuantizer, Stage
+from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer, Stage
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks import code_bias, nearest_codes
 from tokenry.core.gradient_estimators import SOFT_ESTIMATORS
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class ResidualVQ(AdditiveSearch, LookupQuantizer):
@@ -38,9 +41,8 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         dropout_scope: draw once per "batch", or for each "sample" (entry of the first axis).
         allowed_levels: lengths a prefix may have; 1 ... M by default.
         beam: number of partial sums kept at each level; 1 is greedy.
-        distance, ema, decay, epsilon, smoothing, commitment, estimator, temperature, kmeans_init, kmeans_iterations,
-        reset_threshold, reset_count, code_dim, seed, channels_first: as for `VectorQuantizer`. With "cosine" a level
-            compares directions and gives out unit rows.
+        options: as for `VectorQuantizer`, level by level (distance, ema, decay, ..., seed, channels_first). With "cosine" a
+            level compares directions and gives out unit rows.
 
     Raises:
         ValueError, TypeError: an argument out of range, named.
@@ -58,37 +60,19 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         dropout_scope: Literal["batch", "sample"] = "batch",
         allowed_levels: Sequence[int] | None = None,
         beam: int = 1,
-        distance: Distance = "euclidean",
-        ema: bool = True,
-        decay: float = 0.8,
-        epsilon: float = 1e-5,
-        smoothing: Literal["laplace", "clamp"] = "laplace",
-        commitment: float = 1.0,
-        estimator: Estimator = "straight_through",
-        temperature: float = 1.0,
-        kmeans_init: bool = False,
-        kmeans_iterations: int = 10,
-        reset_threshold: float = 0.0,
-        reset_count: float | None = None,
-        code_dim: int | None = None,
-        seed: int = 0,
-        channels_first: bool = False,
+        **options: Unpack[LookupOptions],
     ) -> None:
         given = dict(locals())
-        super().__init__(
-            dim, codebook_size, books=check_int("levels", levels, 1), distance=distance, ema=ema, decay=decay,
-            epsilon=epsilon, smoothing=smoothing, commitment=commitment, estimator=estimator, temperature=temperature,
-            kmeans_init=kmeans_init, kmeans_iterations=kmeans_iterations, reset_threshold=reset_threshold,
-            reset_count=reset_count, code_dim=code_dim, seed=seed, channels_first=channels_first,
-        )  # fmt: skip
+        super().__init__(dim, codebook_size, books=check_int("levels", levels, 1), **options)
         self._arguments(given)
         self.levels = levels
         self.quantizer_dropout = check_range("quantizer_dropout", quantizer_dropout, 0, 1)
         self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "sample"))
         self.allowed_levels = tuple(check_int("allowed_levels", n, 1, levels) for n in allowed_levels or range(1, levels + 1))
         self.beam = check_int("beam", beam, 1)
-        if beam > 1 and (distance == "cosine" or estimator in SOFT_ESTIMATORS):
-            raise ValueError(f"beam={beam} minimises Euclidean error with hard codes, got {distance=}, {estimator=}")
+        if beam > 1 and (self._dot or self.estimator in SOFT_ESTIMATORS):
+            given_options = f"distance={self.distance!r}, estimator={self.estimator!r}"
+            raise ValueError(f"beam={beam} minimises Euclidean error with hard codes, got {given_options}")
 
     def forward(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Quantized:
         """Quantize x [..., D] with all levels, or the first `levels`."""
@@ -128,7 +112,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
             losses.append(stage.loss)
             residual = residual - stage.rows.detach()
         each = torch.stack([*losses, *[z.new_zeros(())] * (self.levels - used)])
-        return Choice(self._codes(z, total, soft), indices, each.sum(), each)
+        return Choice(self._codes(z, total, soft), indices, self._with_orthogonality(each.sum()), each)
 
     def _level(self, residual: Tensor, active: Tensor | None, given: Tensor | None, level: int, step: int) -> Stage:
         """One level's stage for all rows: zero codes and index -1 where not active."""

@@ -101,7 +101,7 @@ class VectorQuantizer(LookupQuantizer):
         step = self._next_step()
         points = real if self.emit == "row" else self._prepare(real)
         stage = self._stage(points, 0, step)
-        loss = stage.loss + self._orthogonality_term() if self.orthogonality else stage.loss
+        loss = self._with_orthogonality(stage.loss)
         return Choice(spread(self._codes(points, stage.rows, stage.soft), keep), spread(stage.indices, keep, -1), loss)
 
     def _encode(self, z: Tensor) -> Tensor:
