@@ -206,13 +206,21 @@ def test_kmeans_finds_separated_clusters_and_start_is_kept_on_load():
 def test_lloyd_equals_a_plain_implementation():
     x, k = randn(60, 3), 5
     generator = torch.Generator().manual_seed(7)
-    centres = x[torch.randperm(60, generator=torch.Generator().manual_seed(7))[:k]]
+    rows = x[torch.randperm(60, generator=torch.Generator().manual_seed(7))[:k]]
+    centres = 0.25 * rows + 0.75 * rows.mean(dim=0)
     for _ in range(6):
         index = torch.cdist(x, centres).argmin(1)
         centres = torch.stack([x[index == j].mean(0) if bool((index == j).any()) else centres[j] for j in range(k)])
     found, counts = kmeans(x, k, iterations=6, generator=generator)
     torch.testing.assert_close(found, centres)
     assert counts.tolist() == torch.bincount(index, minlength=k).tolist()
+
+
+def test_many_dimensions_do_not_end_in_clusters_of_one():
+    x = randn(2000, 256) * randn(2000, 1, seed=1).mul(0.3).exp()  # rows of different lengths, as residuals are
+    counts = kmeans(x, 16, iterations=15, generator=torch.Generator().manual_seed(0))[1]
+    assert (counts <= 1).sum() <= 2  # 11 of 16 from a start at the rows themselves
+    assert counts.max() < 1000
 
 
 def test_dead_codes_become_vectors_of_the_batch():

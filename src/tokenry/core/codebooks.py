@@ -106,12 +106,17 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm on the rows of `x` [N, D] of all ranks: (centres [K, D], counts [K]).
 
-    Starts at `start` [K, D], or at random rows.
+    Starts at `start` [K, D], or at random rows drawn to a quarter of their way from the mean: in many dimensions a row is
+    farther from any other row than from the mean, so that rows themselves would end as clusters of one and leave the rest to
+    a single centre.
     Spherical with `dot` (rows and centres of unit norm). An empty cluster keeps its centre, or moves to a random row with
     `reseed`; the counts are those of the last assignment.
     """
     x = x.detach()
-    centres = draw_rows(x, codes, generator) if start is None else start
+    if start is None:
+        start = draw_rows(x, codes, generator)
+        start = start if dot else 0.25 * start + 0.75 * start.mean(dim=0)
+    centres = start
     counts = x.new_zeros(codes)
     for _ in range(iterations):
         counts, sums = cluster_sums(x, nearest_codes(x, centres, dot=dot), codes)
