@@ -2,8 +2,8 @@
 
 Contrasts are those that a one-seed trial with a public library suggested, and were fixed before the published run. Two of
 its directions are left out because they are not robust: that a naive book uses less than 0.3 of its codes (it creeps up with
-training, so the contrast is the difference to it), and that LFQ reconstructs better than a naive EMA book (it does for the
-first few hundred steps only). Figures for both are recorded.
+training, so the contrast is the difference to it), and that LFQ reconstructs better than a naive EMA book (after 400 steps it
+does under one seed of three, after 1,000 under none). Figures for both are recorded.
 """
 
 from __future__ import annotations
