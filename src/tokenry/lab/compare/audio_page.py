@@ -98,6 +98,9 @@ def fidelity_figure(result: dict[str, Any]) -> str:
                     label = row["codec"] if line == column == 0 else None
                     axes.errorbar([row["bitrate"] / 1000], [row[key]], bars, marker="o", capsize=3, color=colour, label=label)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
+            axes.tick_params(axis="x", which="both", labelsize=8)
             axes.grid(alpha=0.25)
             if line == 0:
                 axes.set_title(domain)
