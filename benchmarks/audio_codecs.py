@@ -59,6 +59,7 @@ def measure(name: str, codec: AudioCodec, model: Any, args: argparse.Namespace) 
     for what, call in (("encode", encode), ("decode", lambda: codec.decode(codes))):
         spent = statistics.median(seconds(call, args.device) for _ in range(repeats))
         row[f"{what}_x_real_time"] = round(spoken / spent, 2)
+    row["stream_x_real_time"] = round(row["encode_x_real_time"] / row["stream_over_one_pass"], 2)
     stream = encode_in_chunks(codec, wave, rate, chunk=piece)
     row["stream_codes_equal"] = round(float((stream.codes == codes.codes).float().mean()), 4)
     return row

@@ -40,8 +40,9 @@ class BookEmbedding(nn.Module):
         check_int("dim", dim, 1)
         if weights is None:
             weights = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)) / dim**0.5
-        check_shape("weights", check_float("weights", weights), "rows dim", rows=rows, dim=dim)
-        self.weight = nn.Parameter(weights.detach().clone(), requires_grad=not frozen)
+        given = check_float("weights", weights)
+        check_shape("weights", given, "rows dim", rows=rows, dim=dim)
+        self.weight = nn.Parameter(given.detach().clone(), requires_grad=not frozen)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

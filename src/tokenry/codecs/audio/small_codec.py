@@ -273,7 +273,7 @@ class ConvCodec(AudioCodec):
 
 
 def _head(width: int, config: ConvCodecConfig) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, width, config.semantic_dim or 1)
+    layer: Any = nn.utils.skip_init(nn.Linear, width, config.semantic_dim or 1)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -171,7 +171,7 @@ def start_quantizer(codec: ConvCodec, waves: Tensor, *, iterations: int = 10, ve
         inner.bias.copy_(-weight @ mean)
         # Least squares from the codes back to the latents: what the rounding and the bound leave of them.
         codes = quantizer.codes_of(quantizer.encode(bank)).double()
-        design = torch.cat([codes, torch.ones(len(codes), 1, dtype=codes.dtype)], dim=1)
+        design = torch.cat([codes, codes.new_ones(len(codes), 1)], dim=1)
         back = torch.linalg.lstsq(design, rows).solution
         outer.weight.copy_(back[:-1].t())
         outer.bias.copy_(back[-1])
@@ -200,7 +200,7 @@ def posthoc_kmeans(
     """
     bank = encoder_bank(autoencoder, waves)
     check_int("codebook_size", codebook_size, 2, len(bank))
-    quantizer = VectorQuantizer(autoencoder.config.dim, codebook_size, seed=seed)
+    quantizer = VectorQuantizer(autoencoder.config.dim, codebook_size, seed=seed).to(bank.device)
     quantizer.fit(bank, iterations=iterations)
     return ConvCodec(autoencoder.config, quantizer, autoencoder=autoencoder).eval()
 

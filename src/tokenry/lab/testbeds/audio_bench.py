@@ -61,10 +61,11 @@ class BenchData:
         return (self.train if split == "train" else self.test).phones_at(self.hop)
 
 
-def bench_data(sizes: BenchSizes, seed: int) -> BenchData:
-    """Clips of one seed; train and test clips are drawn apart."""
+def bench_data(sizes: BenchSizes, seed: int, device: str = "cpu") -> BenchData:
+    """Clips of one seed on `device`; train and test clips are drawn apart."""
     train = synthetic_audio("speech", sizes.clips, 2 * seed, seconds=sizes.seconds)
     test = synthetic_audio("speech", sizes.test_clips, 2 * seed + 1, seconds=sizes.seconds)
+    train, test = (AudioClips(*(x.to(device) for x in clips)) for clips in (train, test))
     return BenchData(train, test, math.prod(sizes.strides))
 
 
@@ -125,7 +126,7 @@ def train_arms(sizes: BenchSizes, data: BenchData, seed: int, progress: Progress
     speech = data.train.wave
     names = ("warm-up", "continuous", *QUANTIZERS, "distilled")
     told = {n: _within(progress, n, i, len(names)) for i, n in enumerate(names)}
-    warm = ConvAutoencoder(config)
+    warm = ConvAutoencoder(config).to(speech.device)
     train_codec(warm, speech, replace(plan, steps=sizes.warm_steps), progress=told["warm-up"])
     reference = copy.deepcopy(warm)
     train_codec(reference, speech, plan, progress=told["continuous"])
@@ -133,7 +134,7 @@ def train_arms(sizes: BenchSizes, data: BenchData, seed: int, progress: Progress
     for name in (*QUANTIZERS, "distilled"):
         own = replace(config, semantic_dim=PHONES) if name == "distilled" else config
         features = nn.functional.one_hot(data.phones("train"), PHONES).float() if name == "distilled" else None
-        codec = ConvCodec(own, make_quantizer(name, sizes.dim, seed), autoencoder=copy.deepcopy(warm))
+        codec = ConvCodec(own, make_quantizer(name, sizes.dim, seed), autoencoder=copy.deepcopy(warm)).to(speech.device)
         start_quantizer(codec, speech, seed=seed)
         train_codec(codec, speech, plan, features=features, progress=told[name])
         made[name] = codec
@@ -150,6 +151,7 @@ def domain_arms(
     made = {}
     for number, (name, clips) in enumerate(sets.items()):
         codec = ConvCodec(warm.config, make_quantizer("rvq24", sizes.dim, seed), autoencoder=copy.deepcopy(warm))
+        codec.to(clips.device)
         start_quantizer(codec, clips, seed=seed)
         train_codec(codec, clips, _plan(sizes, seed), progress=_within(progress, name, number, len(sets)))
         made[name] = codec
@@ -206,7 +208,7 @@ def health(name: str, codec: ConvCodec, data: BenchData) -> dict[str, float | st
 
 def probe(train: Tensor, test: Tensor, labels: tuple[Tensor, Tensor], sizes: BenchSizes, seed: int, **options: Any) -> Tensor:
     """Accuracy of every test clip of a probe on codes or features; options: classes, codebook_sizes or features, level."""
-    made = TokenProbe(seed=seed, context=_CONTEXT, **options)
+    made = TokenProbe(seed=seed, context=_CONTEXT, **options).to(train.device)
     train_probe(made, train, labels[0], ProbeTraining(steps=sizes.probe_steps, batch=32, seed=seed))
     return probe_accuracy(made, test, labels[1])
 
@@ -226,7 +228,7 @@ def speaker_accuracy(model: nn.Module, data: BenchData, sizes: BenchSizes, seed:
 
 def first_book_bits(codec: ConvCodec, data: BenchData, sizes: BenchSizes, seed: int) -> Tensor:
     """Bits per frame that a small language model needs for the first book, per test clip."""
-    lm = TokenLM(codec.layout.codebook_sizes[:1], seed=seed)
+    lm = TokenLM(codec.layout.codebook_sizes[:1], seed=seed).to(data.train.wave.device)
     train_token_lm(lm, tokens(codec, data.train, 1), LMTraining(steps=sizes.probe_steps, seed=seed))
     return bits_per_frame(lm, tokens(codec, data.test, 1))
 

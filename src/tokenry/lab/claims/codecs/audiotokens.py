@@ -62,11 +62,13 @@ class AudioTokensClaim(Claim):
         settings = self.settings(scale)
         real = settings.pop("domains") == "recordings"
         sizes = bench.BenchSizes(**{**settings, "strides": tuple(settings["strides"])})
-        data = bench.bench_data(sizes, seed)
+        data = bench.bench_data(sizes, seed, device)
         models = bench.train_arms(sizes, data, seed, lambda m, f: progress(m, 0.65 * f))
         arms, facts = _speech_arms(models, sizes, data, seed)
         progress("domains", 0.75)
-        train, test = bench.domain_waves(sizes, seed, real=real)
+        train, test = (
+            {name: wave.to(device) for name, wave in waves.items()} for waves in bench.domain_waves(sizes, seed, real=real)
+        )
         warm = models["warm"]
         assert isinstance(warm, bench.ConvAutoencoder)
         for name, codec in bench.domain_arms(sizes, warm, train, seed, lambda m, f: progress(m, 0.75 + 0.25 * f)).items():
@@ -114,7 +116,7 @@ def _hub_facts(test: dict[str, Tensor], device: str) -> dict[str, float | str]:
         codec = load_audio_codec(source, n_codebooks=8).to(device)
         facts[f"{source} kbps"] = bitrate(codec) / 1000
         for domain, wave in test.items():
-            made = codec.reconstruct(wave.to(device), bench.SAMPLE_RATE, resample=True).cpu()
+            made = codec.reconstruct(wave, bench.SAMPLE_RATE, resample=True)
             facts[f"{source} {domain} SI-SNR"] = float(si_snr(wave, made).mean())
     return facts
 
