@@ -40,7 +40,8 @@ class Convolution(Stage):
 
     Args:
         conv: its weight, bias, stride, dilation and groups are used, its own padding is not.
-        left, right: padding before the first and after the last sample.
+        left: padding before the first sample.
+        right: padding after the last sample.
         mode: ``constant`` (zeros), ``reflect`` or ``replicate``.
     """
 
