@@ -39,7 +39,10 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
         estimator: "straight_through" or "rotation", on the sum.
         kmeans_init: the first training batch sets book after book by k-means of what is left.
         reset_threshold: a code whose running count (decay `decay`) falls below it becomes a random remainder z - z_q.
-        reset_count, code_dim, seed, channels_first: as for `VectorQuantizer`.
+        reset_count: count given to such a code.
+        code_dim: width of the code space; linear maps lead in and out.
+        seed: of the books and of all draws.
+        channels_first: inputs are [B, D, ...].
 
     Raises:
         ValueError, TypeError: an argument out of range, named.

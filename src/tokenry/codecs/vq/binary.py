@@ -168,7 +168,9 @@ class BSQ(BinaryQuantizer):
         sample_weight: gamma_0, weight of the sample entropy.
         diversity: gamma, weight of the batch entropy.
         commitment: beta, weight of mse(u, sg q).
-        dim, seed, channels_first: as for `LFQ`.
+        dim: width of inputs and codes, if not `bits`; linear maps lead in and out.
+        seed: of those maps.
+        channels_first: inputs are [B, D, ...].
 
     Raises:
         ValueError: an argument out of range, or more than 18 bits a group.
