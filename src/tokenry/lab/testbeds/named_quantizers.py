@@ -50,9 +50,12 @@ def _known(name: str) -> str:
     import inspect
 
     import tokenry.codecs
+    from tokenry.codecs.vq.lookup import LookupOptions
 
-    skipped = ("self", "dim", "codebook_size", "bits")
-    return ", ".join(p for p in inspect.signature(getattr(tokenry.codecs, _CLASSES[name])).parameters if p not in skipped)
+    skipped = ("self", "dim", "codebook_size", "bits", "options")
+    given = inspect.signature(getattr(tokenry.codecs, _CLASSES[name])).parameters
+    names = [*given, *(LookupOptions.__annotations__ if "options" in given else ())]
+    return ", ".join(name for name in names if name not in skipped)
 
 
 def parse_option(text: str) -> tuple[str, Any]:
