@@ -52,7 +52,8 @@ def test_every_built_system_has_its_five_parts(pytestconfig):
             module = (root / "src").joinpath(*row.exports.partition(":")[0].split("."))  # the slug's, as a rule
             assert module.is_dir() or module.with_suffix(".py").is_file()
             assert (root / "tests" / row.wing / f"test_{row.slug}.py").is_file()
-            assert (root / "src" / "tokenry" / "lab" / "claims" / row.wing / f"{row.slug}.py").is_file()
+            claim = root / "src" / "tokenry" / "lab" / "claims" / row.wing / row.slug
+            assert claim.with_suffix(".py").is_file() or (claim / "__init__.py").is_file()
             assert (root / "docs" / "systems" / f"{row.slug}.md").is_file()
 
 
