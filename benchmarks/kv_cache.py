@@ -17,6 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from results_file import earlier, environment, write
+from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning import D2O, H2O, FullCache, SnapKV, StreamingLLM
 from tokenry.pruning.kv_method import CacheMethod
 
@@ -63,13 +64,13 @@ def run(model: LlamaForCausalLM, method: CacheMethod | None, ids: torch.Tensor, 
             start = clock(device)
             out = model(ids, use_cache=True, logits_to_keep=1)
             prefill = min(prefill, clock(device) - start)
-            cache = out.past_key_values
+            cache = cache_of(out)
             bytes_used = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
             held = sum(layer.keys.shape[-2] for layer in cache.layers)
             token = out.logits[:, -1:].argmax(-1)
             start = clock(device)
             for _ in range(steps):
-                token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+                token = model(token, **as_argument(cache), use_cache=True).logits[:, -1:].argmax(-1)
             decode = min(decode, clock(device) - start)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return {

@@ -1,5 +1,6 @@
 """Options and the state every test starts from."""
 
+import logging
 import os
 
 import pytest
@@ -27,3 +28,15 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+class _NoDeprecations(logging.Handler):
+    """transformers logs most deprecations: a test that makes it say so fails."""
+
+    def emit(self, record):
+        assert "deprecated" not in record.getMessage(), record.getMessage()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _deprecations_fail():
+    logging.getLogger("transformers").addHandler(_NoDeprecations(logging.WARNING))

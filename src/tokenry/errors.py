@@ -29,6 +29,14 @@ class AssetDamagedError(RuntimeError):
     """A cached or downloaded asset does not match its recorded size or checksum."""
 
 
+class UntestedReleaseWarning(UserWarning):
+    """The installed transformers is newer than every release that the tests ran on."""
+
+
+class NotInForceWarning(UserWarning):
+    """A model ran inside a `with` block, and nothing of what was attached to it was reached."""
+
+
 class ResultFileError(ValueError):
     """A result file is truncated, tampered with or of another schema; the message names the file and the defect."""
 

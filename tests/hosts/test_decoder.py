@@ -12,6 +12,7 @@ from tokenry.errors import UnsupportedModelError
 from tokenry.hosts import decoder
 from tokenry.hosts.kv_cache import compress_cache
 from tokenry.hosts.kv_layer import TrackedLayer
+from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning.kv_baselines import H2O, SnapKV, StreamingLLM
 
 SMALL = {
@@ -86,7 +87,7 @@ def test_queries_and_keys_are_the_layers_own(name):
 
     handles = [a.register_forward_hook(watch, with_kwargs=True) for a in decoder.attention_modules(model)]
     with torch.no_grad():
-        cache = model(ids, use_cache=True, output_attentions=True).past_key_values
+        cache = cache_of(model(ids, use_cache=True, output_attentions=True))
         for attention in decoder.attention_modules(model):
             facts = decoder.attention_facts(attention)
             hidden, embeddings, weights = seen[facts.index]
@@ -160,7 +161,7 @@ def test_language_models_inside_vision_language_models():
         assert len(decoder.decoder_layers(model)) == 3
         with StreamingLLM(budget=12).attach(model):
             out = model.generate(prompt(30), max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-        assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [12, 12, 12], type(model).__name__
+        assert [layer.keys.shape[-2] for layer in cache_of(out).layers] == [12, 12, 12], type(model).__name__
 
 
 def test_unsupported_models_are_refused_with_the_list():
@@ -204,22 +205,22 @@ def test_refused_caches_and_masks():
     model = build()
     ids, mask = padded()
     with torch.no_grad():
-        foreign = model(ids, use_cache=True).past_key_values
+        foreign = cache_of(model(ids, use_cache=True))
         with H2O(budget=0.5).attach(model):
             with pytest.raises(ValueError, match="run the prompt inside the block"):
-                model(prompt(1, 2), past_key_values=foreign)
+                model(prompt(1, 2), **as_argument(foreign))
             with pytest.raises(UnsupportedModelError, match="StaticLayer"):
-                model(ids, past_key_values=tf.StaticCache(config=model.config, max_cache_len=64))
+                model(ids, **as_argument(tf.StaticCache(config=model.config, max_cache_len=64)))
             with pytest.raises(ValueError, match="left-padded"):
                 model(ids, attention_mask=mask.flip(1), use_cache=True)
             with pytest.raises(ValueError, match="use_cache must be True"):
                 model(ids, use_cache=False)
-            mine = model(ids, use_cache=True).past_key_values
+            mine = cache_of(model(ids, use_cache=True))
         for call in (lambda: mine.reorder_cache(torch.tensor([1, 0])), lambda: mine.crop(-1)):
             with pytest.raises(ValueError, match="not supported on a compressed KV cache"):
                 call()
         with SnapKV(budget=0.5).attach(model), pytest.raises(ValueError, match="was compressed by H2O"):
-            model(prompt(1, 2), past_key_values=mine)
+            model(prompt(1, 2), **as_argument(mine))
 
 
 def test_no_trace_left_also_after_an_exception():
@@ -243,16 +244,16 @@ def test_continuing_a_compressed_cache_keeps_positions():
     model = build()
     ids = prompt(48)
     with H2O(budget=0.4).attach(model):
-        cache = model(ids[:, :40], use_cache=True).past_key_values
+        cache = cache_of(model(ids[:, :40], use_cache=True))
         assert isinstance(cache.layers[0], TrackedLayer)
         assert cache.get_seq_length() == 40
         assert cache.layers[0].keys.shape[-2] == 16
-        bare = model(ids[:, 40:], past_key_values=cache).logits
-        again = model(ids[:, :40], use_cache=True).past_key_values
-        told = model(ids[:, 40:], past_key_values=again, position_ids=torch.arange(40, 48)[None]).logits
+        bare = model(ids[:, 40:], **as_argument(cache)).logits
+        again = cache_of(model(ids[:, :40], use_cache=True))
+        told = model(ids[:, 40:], **as_argument(again), position_ids=torch.arange(40, 48)[None]).logits
         assert torch.equal(bare, told)
-        third = model(ids[:, :40], use_cache=True).past_key_values
-        turn = model.generate(ids, past_key_values=third, max_new_tokens=3, do_sample=False)
+        third = cache_of(model(ids[:, :40], use_cache=True))
+        turn = model.generate(ids, **as_argument(third), max_new_tokens=3, do_sample=False)
         assert turn.shape == (1, 51)
         assert third.get_seq_length() == 50
         assert third.layers[0].keys.shape[-2] == 16
@@ -263,16 +264,16 @@ def test_chunks_by_hand_and_reset():
     model = build()
     ids = prompt(50)
     with compress_cache(model, H2O(budget=0.4)) as session:
-        whole = model(ids, use_cache=True).past_key_values
+        whole = cache_of(model(ids, use_cache=True))
         cache = tf.DynamicCache()
         with session.prompt_chunks():
             for part in ids.split(16, dim=1):
-                model(part, past_key_values=cache)
+                model(part, **as_argument(cache))
                 assert cache.layers[1].keys.shape[-2] == cache.get_seq_length()
         torch.testing.assert_close(cache.layers[2].keys, whole.layers[2].keys, atol=1e-4, rtol=1e-4)
         cache.reset()
         assert cache.get_seq_length() == 0
-        model(ids, past_key_values=cache)
+        model(ids, **as_argument(cache))
         torch.testing.assert_close(cache.layers[2].keys, whole.layers[2].keys, atol=1e-4, rtol=1e-4)
 
 
@@ -280,7 +281,7 @@ def test_chunks_by_hand_and_reset():
 def test_memory_is_really_freed():
     model = build()
     with H2O(budget=0.25).attach(model) as trace:
-        cache = model(prompt(200), use_cache=True).past_key_values
+        cache = cache_of(model(prompt(200), use_cache=True))
     for layer in cache.layers:
         assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * layer.keys.element_size()
         assert layer.keys.shape[-2] == 50

@@ -7,6 +7,7 @@ import torch
 
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.layout import Layout
+from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning import DivPrune, FastV, IDPruner, NoPruning, RandomPruner, ToDRE, TopK, UniformGrid, ZOOPrune
 from tokenry.testing import llava_inputs, onevision_inputs, qwen_inputs, tiny_llava, tiny_onevision, tiny_qwen
 from tokenry.testing.models import IMAGE_TOKEN
@@ -152,7 +153,7 @@ def test_dropping_in_the_decoder_equals_hiding_the_slots_from_later_blocks():
         pruned = model(**inputs)
     assert trace.facts["relevance"][0]["vision_to_text"] == 0.0
     assert [e.layer for e in trace.kept] == [None, 6]
-    lengths = [layer.keys.shape[-2] for layer in pruned.past_key_values.layers]
+    lengths = [layer.keys.shape[-2] for layer in cache_of(pruned).layers]
     full = len(visual)
     assert lengths == [full] * 7 + [full - int(visual.sum())]
 
@@ -195,9 +196,7 @@ def test_decoding_by_hand_continues_at_the_right_place():
             for _ in range(3):
                 new.append(step.logits[:, -1])
                 mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], dim=1)
-                step = model(
-                    input_ids=new[-1].argmax(-1, keepdim=True), attention_mask=mask, past_key_values=step.past_key_values
-                )
+                step = model(input_ids=new[-1].argmax(-1, keepdim=True), attention_mask=mask, **as_argument(cache_of(step)))
         if positions == "reindex":
             torch.testing.assert_close(torch.stack(new), torch.stack(expected.logits[:3]), atol=2e-5, rtol=1e-4)
 
@@ -299,7 +298,7 @@ def test_what_cannot_be_pruned_is_refused():
     with UniformGrid(0.25).attach(model), torch.no_grad():
         out = model(**inputs)
         with pytest.raises(ValueError, match="new images cannot join"):
-            model(**inputs, past_key_values=out.past_key_values)
+            model(**inputs, **as_argument(cache_of(out)))
         with pytest.raises(ValueError, match="static cache"):
             model.generate(**inputs, **GREEDY, cache_implementation="static", disable_compile=True)
         with pytest.raises(ValueError, match="attention_mask must be the 2-D"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tokenry.hosts.kv_cache import compress_cache
+from tokenry.hosts.release import as_argument, cache_of
 from tokenry.lab.testbeds.recall import Item, byte_host, continuation_items, recall_items, score_item
 from tokenry.pruning import D2O, H2O, FullCache, SnapKV, StreamingLLM
 
@@ -42,7 +43,7 @@ def test_a_forked_cache_scores_as_a_prompt_of_its_own(host):
     for method, outcome in zip(methods, shared, strict=True):
         with torch.no_grad(), compress_cache(host.model, method):
             first = host.model(item.prompt[None], use_cache=True)
-            rest = host.model(item.follow[None, :-1], past_key_values=first.past_key_values).logits
+            rest = host.model(item.follow[None, :-1], **as_argument(cache_of(first))).logits
         logits = torch.cat((first.logits[:, -1:], rest), 1)[0]
         expected = -torch.nn.functional.cross_entropy(logits, item.follow).item()
         assert outcome.log_likelihood == pytest.approx(expected, abs=1e-4), method

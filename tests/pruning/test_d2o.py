@@ -10,6 +10,7 @@ import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.hosts.release import cache_of
 from tokenry.pruning import D2O
 from tokenry.pruning.d2o import attention_density, compress, layer_ratios
 from tokenry.pruning.kv_baselines import H2O
@@ -217,7 +218,7 @@ def generate(model, ids, steps=6, mask=None, **options):
         output_logits=True,
         **options,
     )
-    return torch.stack(out.logits, 1), [layer.keys.shape[-2] for layer in out.past_key_values.layers], out.sequences
+    return torch.stack(out.logits, 1), [layer.keys.shape[-2] for layer in cache_of(out).layers], out.sequences
 
 
 IDS = torch.randint(2, 97, (1, 50), generator=torch.Generator().manual_seed(3))

@@ -7,6 +7,7 @@ import torch
 import transformers as tf
 
 from tokenry.hosts.kv_policy import Budget, Slots
+from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning import H2O, FullCache, SnapKV, StreamingLLM
 from tokenry.pruning.kv_method import choose_slots, take_slots
 
@@ -86,11 +87,11 @@ def test_all_read_the_budget_alike(method):
     model = llama()
     assert method.plan(60) == 30
     with torch.no_grad(), method.attach(model) as trace:
-        cache = model(IDS, use_cache=True).past_key_values
+        cache = cache_of(model(IDS, use_cache=True))
         held = [layer.keys.shape[-2] for layer in cache.layers]
         assert held == [30, 30]
         assert trace.counts() == {0: 30}
-        model(IDS[:, :1], past_key_values=cache)
+        model(IDS[:, :1], **as_argument(cache))
         assert [layer.keys.shape[-2] for layer in cache.layers] == ([31, 31] if isinstance(method, SnapKV) else [30, 30])
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.hosts.release import cache_of
 from tokenry.pruning import ToDRE
 from tokenry.pruning.todre import relevance
 from tokenry.testing import llava_inputs, qwen_inputs, tiny_llava, tiny_qwen
@@ -125,11 +126,11 @@ def test_rows_decide_for_themselves():
 def test_stage_two_frees_the_later_caches_and_can_be_switched_off():
     model, inputs = tiny_qwen(layers=8), qwen_inputs((((8, 8),),))
     with ToDRE(0.25, threshold=1.5).attach(model), torch.no_grad():
-        cache = model(**inputs).past_key_values
+        cache = cache_of(model(**inputs))
     lengths = [layer.keys.shape[-2] for layer in cache.layers]
     assert lengths == [lengths[0]] * 7 + [lengths[0] - 4]
     with ToDRE(0.25, threshold=0.0).attach(model) as trace, torch.no_grad():
-        cache = model(**inputs).past_key_values
+        cache = cache_of(model(**inputs))
     assert len({layer.keys.shape[-2] for layer in cache.layers}) == 1
     assert "relevance" not in trace.facts
 

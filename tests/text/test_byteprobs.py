@@ -124,7 +124,7 @@ class Markov(LlamaForCausalLM):
         super().__init__(llama(len(pieces)).config)
         self.chain, self.pieces, self.longest = transition, pieces, longest
 
-    def forward(self, input_ids, past_key_values=None, use_cache=None, logits_to_keep=0, **_):
+    def forward(self, input_ids, use_cache=None, logits_to_keep=0, **_):
         rows = torch.stack([torch.stack([self.next(ids[:n]) for n in range(1, len(ids) + 1)]) for ids in input_ids.tolist()])
         return type("Output", (), {"logits": rows[:, -logits_to_keep:]})()
 

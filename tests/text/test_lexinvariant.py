@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, GPT2Config, GPT2Model, LlamaConfig
 
+from tokenry.hosts.release import CACHE, as_argument, cache_of
 from tokenry.text.lexinvariant import Lexicon, LexinvariantConfig, LexinvariantForCausalLM, draw_lexicon
 
 V, D, B, T = 7, 16, 3, 8
@@ -183,7 +184,7 @@ def test_cached_and_uncached_decoding_agree(options):
     out = model(x[:, :3], lexicon=lexicon)
     parts = [out.logits]
     for t in range(3, T):
-        out = model(x[:, t : t + 1], past_key_values=out.past_key_values)  # the cache knows its lexicon
+        out = model(x[:, t : t + 1], **as_argument(cache_of(out)))  # the cache knows its lexicon
         parts.append(out.logits)
     assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
 
@@ -195,13 +196,13 @@ def test_another_lexicon_with_an_old_cache_is_refused():
     out = model(x, seed=1)
     for options in ({"seed": 2}, {"lexicon": model.draw(B, seed=2)}, {"generator": torch.Generator()}):
         with pytest.raises(ValueError, match="lexicon differs"):
-            model(x[:, :1], past_key_values=out.past_key_values, **options)
+            model(x[:, :1], **as_argument(cache_of(out)), **options)
     same = Lexicon(out.lexicon.rows.clone())
-    model(x[:, :1], past_key_values=out.past_key_values, lexicon=same)
+    model(x[:, :1], **as_argument(cache_of(out)), lexicon=same)
     foreign = DynamicCache()
     foreign.update(torch.zeros(B, 2, 1, 8), torch.zeros(B, 2, 1, 8), 0)
-    with pytest.raises(ValueError, match="past_key_values"):
-        model(x[:, :1], past_key_values=foreign)
+    with pytest.raises(ValueError, match=f"{CACHE} holds"):
+        model(x[:, :1], **as_argument(foreign))
 
 
 @pytest.mark.parametrize("sample", [False, True])

@@ -137,7 +137,7 @@ def test_initialisation_is_the_papers():
         model.encoder.layers[0].linear1.weight,
     ):
         assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.1)
-    assert float(model.words.layers[1].up.bias.abs().max()) == 0.0
+    assert float(model.words.layers[1].up.bias.detach().abs().max()) == 0.0
     assert torch.equal(model.words.norm.weight, torch.ones(64))
     assert model.head.weight.data_ptr() != model.embedding.weight.data_ptr()
     config = WordPoolConfig()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.audio_layout import CodecLayout
 from tokenry.hosts.audio_stages import Chain, Convolution, Elementwise, Residual, Stage
+from tokenry.hosts.release import as_argument, cache_of
 
 SUPPORTED = ("EncodecModel", "DacModel", "MimiModel")
 
@@ -186,10 +187,9 @@ class _MimiStage(Stage):
         self.kept = data[..., size:]
         if size == 0:
             return data.new_zeros(len(data), self.encoder.config.latent_dim, 0)
-        made = self.encoder(
-            data[..., :size], past_key_values=self.past, padding_cache=self.padding, use_streaming=True
-        )  # fmt: skip
-        self.past, self.padding = made.past_key_values, made.padding_cache
+        past = as_argument(self.past)
+        made = self.encoder(data[..., :size], padding_cache=self.padding, use_streaming=True, **past)
+        self.past, self.padding = cache_of(made), made.padding_cache
         return made.latents
 
 

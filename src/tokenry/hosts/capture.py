@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from tokenry.errors import NotInForceWarning
+from tokenry.hosts.release import release, warn_if_newer
 
 _OWNER = "_tokenry_attached_by"
 _MISSING = object()
@@ -16,23 +20,49 @@ _MISSING = object()
 class Hooks:
     """Hooks and attribute patches that belong to one attachment; :func:`attached` undoes all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._ran = self._hooked_inside = self._reached = False
         self._handles: list[RemovableHandle] = []
         self._patches: list[tuple[Any, str, Any]] = []
 
     def forward(self, module: nn.Module, hook: Callable[..., Any], *, prepend: bool = False) -> None:
         """Call ``hook(module, args, kwargs, output)`` after `module`; a result that is not None replaces the output."""
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=prepend))
+        self._handles.append(module.register_forward_hook(self._noting(module, hook), with_kwargs=True, prepend=prepend))
 
     def forward_pre(self, module: nn.Module, hook: Callable[..., Any], *, prepend: bool = False) -> None:
         """Call ``hook(module, args, kwargs)`` before `module`; a result ``(args, kwargs)`` replaces the input."""
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=prepend))
+        self._handles.append(module.register_forward_pre_hook(self._noting(module, hook), with_kwargs=True, prepend=prepend))
 
     def patch(self, target: Any, attribute: str, value: Any) -> None:
         """Set an attribute on the instance `target`; on exit the earlier state returns (an absent one is deleted)."""
         own = vars(target).get(attribute, _MISSING) if hasattr(target, "__dict__") else getattr(target, attribute)
         self._patches.append((target, attribute, own))
         setattr(target, attribute, value)
+
+    def watch(self) -> None:
+        """Note whether the model itself runs, so that :attr:`missed` can tell."""
+
+        def ran(*_: Any) -> None:
+            self._ran = True
+
+        self._handles.append(self._model.register_forward_pre_hook(ran))
+
+    @property
+    def missed(self) -> bool:
+        """True if the model ran and none of the hooks on modules inside it was called."""
+        return self._ran and self._hooked_inside and not self._reached
+
+    def _noting(self, module: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
+        if module is self._model:
+            return hook
+        self._hooked_inside = True
+
+        def call(*args: Any) -> Any:
+            self._reached = True
+            return hook(*args)
+
+        return call
 
     def restore(self) -> None:
         """Remove the hooks and undo the patches, latest first."""
@@ -50,6 +80,9 @@ class Hooks:
 def attached(model: nn.Module, owner: str) -> Iterator[Hooks]:
     """Give a :class:`Hooks` for `model` and restore everything on exit, also after an exception.
 
+    Warns :class:`~tokenry.errors.UntestedReleaseWarning` once on a transformers newer than the tested ones, and
+    :class:`~tokenry.errors.NotInForceWarning` at exit if the model ran past all hooks.
+
     Raises:
         RuntimeError: `model` already has an attachment (two at once would prune what the other one has pruned).
     """
@@ -58,10 +91,19 @@ def attached(model: nn.Module, owner: str) -> Iterator[Hooks]:
         raise RuntimeError(
             f"{earlier} is already attached to this {type(model).__name__}; leave its `with` block before attaching {owner}"
         )
-    hooks = Hooks()
+    warn_if_newer()
+    hooks = Hooks(model)
     object.__setattr__(model, _OWNER, owner)
     try:
+        hooks.watch()
         yield hooks
     finally:
         hooks.restore()
         object.__delattr__(model, _OWNER)
+    if hooks.missed:
+        warnings.warn(
+            f"{type(model).__name__} ran while {owner} was attached, and none of its hooks was reached: nothing was changed. "
+            f"This is {release()}",
+            NotInForceWarning,
+            stacklevel=4,
+        )

@@ -37,6 +37,7 @@ from tokenry.hosts.decoder import (
 from tokenry.hosts.kv_compress import evict_layer, finish_prompt
 from tokenry.hosts.kv_layer import TrackedLayer
 from tokenry.hosts.kv_policy import CachePolicy, Compressed
+from tokenry.hosts.release import CACHE, cache_in, check_takes_cache, release
 
 _MASKED_BACKENDS = ("sdpa", "eager")
 _MODES = ("greedy_search", "sample")
@@ -46,7 +47,7 @@ class CacheSession:
     """Hooks of one attachment; made by :func:`compress_cache`."""
 
     def __init__(self, model: nn.Module, policy: CachePolicy, layers: list[int], report: Callable[[Compressed], None]) -> None:
-        self.policy = policy
+        self.policy, self._name = policy, type(policy).__name__
         self._layers = layers
         self._attentions = attention_modules(model)
         self._facts = {i: attention_facts(self._attentions[i]) for i in layers}
@@ -55,6 +56,7 @@ class CacheSession:
         self._parameters = list(inspect.signature(text_model(model).forward).parameters)
         self._hold = False
         self._mask: Tensor | None = None
+        self._use_cache = True
         self._fresh: Tensor | None = None
         self._cache: Any = None
         self._projected: dict[int, Tensor] = {}
@@ -82,6 +84,7 @@ class CacheSession:
     def wire(self, model: nn.Module, hooks: Hooks) -> None:
         """Register all hooks and patches."""
         decoder = text_model(model)
+        check_takes_cache(decoder)
         hooks.forward_pre(decoder, self._before_model)
         hooks.forward(decoder, self._after_model)
         for i, attention in enumerate(self._attentions):
@@ -110,14 +113,14 @@ class CacheSession:
             name = str(getattr(mode, "value", mode))
             if name not in _MODES:
                 raise ValueError(
-                    f"generation mode must be one of {', '.join(_MODES)} while {type(self.policy).__name__} is attached, "
+                    f"generation mode must be one of {', '.join(_MODES)} while {self._name} is attached, "
                     f"got {name} (beam search and assisted decoding would have to undo evictions)"
                 )
             if config.use_cache is False:
-                raise ValueError(f"use_cache must be True while {type(self.policy).__name__} is attached, got False")
+                raise ValueError(f"use_cache must be True while {self._name} is attached, got False")
             if config.cache_implementation not in (None, "dynamic"):
                 raise ValueError(
-                    f"cache_implementation must be None or 'dynamic' while {type(self.policy).__name__} is attached, "
+                    f"cache_implementation must be None or 'dynamic' while {self._name} is attached, "
                     f"got {config.cache_implementation!r}"
                 )
             return original(mode, config, *args, **kwargs)
@@ -133,6 +136,8 @@ class CacheSession:
             kind = f"a {mask.dim()}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"attention_mask must be None or [B,T] while the KV cache is compressed, got {kind}")
         self._mask = mask
+        asked = named.get("use_cache")
+        self._use_cache = bool(module.config.use_cache if asked is None else asked)  # pyright: ignore
         self._cache = None
         self._projected.clear()
 
@@ -141,7 +146,7 @@ class CacheSession:
             hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             cache = self._cache
             if cache is None:
-                cache = self._open(kwargs.get("past_key_values"), hidden)
+                cache = self._open(cache_in(kwargs), hidden)
             layer = cache.layers[i]
             if not isinstance(layer, TrackedLayer) or not self._compressed():
                 return None
@@ -152,9 +157,9 @@ class CacheSession:
     def _open(self, cache: Any, hidden: Tensor) -> Any:
         """Check the cache of this call, put tracked layers into a fresh one, and read the mask of the new tokens."""
         if cache is None:
-            raise ValueError(
-                f"use_cache must be True while {type(self.policy).__name__} is attached, got a call without a cache"
-            )
+            if self._use_cache:
+                raise UnsupportedModelError(f"{self._name} found no cache in the decoder's layers; this is {release()}")
+            raise ValueError(f"use_cache must be True while {self._name} is attached, got a call without a cache")
         if getattr(cache, "offloading", False):
             raise UnsupportedModelError.of(cache, ["DynamicCache"], reason="its layers are offloaded")
         while len(cache.layers) < len(self._attentions) and getattr(cache, "layer_class_to_replicate", None) is not None:
@@ -168,13 +173,13 @@ class CacheSession:
     def _tracked(self, layer: Any) -> TrackedLayer:
         if isinstance(layer, TrackedLayer):
             if layer.policy != self.policy:
-                raise ValueError(f"past_key_values was compressed by {layer.policy}, and {self.policy} is attached now")
+                raise ValueError(f"{CACHE} was compressed by {layer.policy}, and {self.policy} is attached now")
             return layer
         if type(layer) is not DynamicLayer:
             raise UnsupportedModelError.of(layer, ["DynamicLayer"], reason="only dynamic cache layers can be compressed")
         if layer.get_seq_length() > 0:
             raise ValueError(
-                f"past_key_values must be empty or made while {type(self.policy).__name__} is attached, got one that holds "
+                f"{CACHE} must be empty or made while {self._name} is attached, got one that holds "
                 f"{layer.get_seq_length()} tokens whose attention was not observed; run the prompt inside the block"
             )
         return TrackedLayer(self.policy)

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from tokenry.errors import UnsupportedModelError
+from tokenry.hosts.release import as_argument, release
+
 _CHUNK = 256
 
 
@@ -75,8 +78,10 @@ class PathScorer:
             options |= {"attention_mask": mask.to(device), "position_ids": position.to(device)}
         cache = self._cache([row for row, _ in source], keep) if self.caches else None
         self.runs += 1
-        output = self.model(ids.to(device), past_key_values=cache, use_cache=self.caches, **options)
+        output = self.model(ids.to(device), use_cache=self.caches, **as_argument(cache), **options)
         if cache is not None:
+            if not cache.get_seq_length():
+                raise UnsupportedModelError(f"{type(self.model).__name__} left its cache empty; this is {release()}")
             self._layers = [(cast(Any, layer).keys, cast(Any, layer).values) for layer in cache.layers]
             self._rows = paths
         return [torch.log_softmax(output.logits[r, -n:, : self.size].float(), dim=-1) for r, n in enumerate(last)]

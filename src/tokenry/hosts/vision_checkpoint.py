@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenry.hosts.checkpoint import CONFIG, WEIGHTS, write_checkpoint
+from tokenry.hosts.release import INSTALLED
 from tokenry.hosts.vision_towers import describe
 
 _FORMAT = 1
@@ -77,7 +78,7 @@ def _build(described: dict[str, Any]) -> nn.Module:
     name = described["backbone_class"]
     cls: Any = getattr(transformers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise ValueError(f"{CONFIG} names {name!r}, which is not a model class of transformers {transformers.__version__}")
+        raise ValueError(f"{CONFIG} names {name!r}, which is not a model class of transformers {INSTALLED}")
     config_class: Any = cls.config_class
     config = config_class.from_dict(described["backbone_config"])
     # Whether ViT and DeiT have a pooler is an argument, not part of their config.

@@ -22,6 +22,7 @@ from tokenry.core.checks import check_choice
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.capture import Hooks, attached
 from tokenry.hosts.layout import Layout, row_mask
+from tokenry.hosts.release import CACHE, cache_in, cache_of, check_takes_cache, release
 from tokenry.hosts.vlm_signals import Described, SignalCapture, Signals
 from tokenry.hosts.vlm_stage import DecoderStage, StageHooks
 
@@ -107,6 +108,7 @@ def prune_prompt(
     check_choice("positions", positions, ("reindex", "gather"))
     if type(model).__name__ not in SUPPORTED:
         raise UnsupportedModelError.of(model, SUPPORTED)
+    check_takes_cache(model.model.language_model)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     with attached(model, owner) as hooks:
         _PromptPruner(model, hooks, choose, signals or Signals(), positions, stage)
         yield
@@ -162,9 +164,9 @@ class _PromptPruner:
         self.request = _Request()
 
     def _before_language(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if getattr(cache, "is_compileable", False):
-            raise ValueError("past_key_values: a static cache cannot hold a shortened prompt; use the default dynamic cache")
+            raise ValueError(f"{CACHE}: a static cache cannot hold a shortened prompt; use the default dynamic cache")
         known = self.prompts.get(cache) if cache is not None else None
         past = 0 if cache is None else cache.get_seq_length()
         if self.request.features is not None:
@@ -233,9 +235,11 @@ class _PromptPruner:
         prompt = self.request.prompt
         if prompt is None:
             return None
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_of(output)
         if cache is not None:
             self.prompts[cache] = prompt
+        elif cache_in(kwargs) is not None:
+            raise UnsupportedModelError(f"{type(module).__name__} was given a cache and returned none; this is {release()}")
         if self.request.features is None:
             return None
         hidden = output.last_hidden_state

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tokenry.hosts.release import cache_of
 from tokenry.lab.compare import Row, Settings
 from tokenry.lab.compare.methods import kv_method
 from tokenry.lab.measure import cache_bytes, peak_bytes, time_ratio
@@ -66,12 +67,12 @@ class KVBench:
 
         @torch.no_grad()
         def plain() -> Any:
-            return model(prompt, use_cache=True, logits_to_keep=1).past_key_values
+            return cache_of(model(prompt, use_cache=True, logits_to_keep=1))
 
         @torch.no_grad()
         def compressed() -> Any:
             with policy.attach(model):
-                return model(prompt, use_cache=True, logits_to_keep=1).past_key_values
+                return cache_of(model(prompt, use_cache=True, logits_to_keep=1))
 
         if self.reference is None:
             self.reference = (cache_bytes(plain()), peak_bytes(plain, device))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tokenry.errors import optional
+from tokenry.hosts.release import cache_of
 from tokenry.lab.compare import Row, Settings
 from tokenry.lab.compare.methods import visual_method
 from tokenry.lab.compare.questions import ImageQuestion, matches, read_questions
@@ -127,12 +128,12 @@ class VisionBench:
 
         @torch.no_grad()
         def plain() -> Any:
-            return model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
+            return cache_of(model(**inputs, logits_to_keep=1, use_cache=True))
 
         @torch.no_grad()
         def pruned() -> Any:
             with pruner.attach(model):
-                return model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
+                return cache_of(model(**inputs, logits_to_keep=1, use_cache=True))
 
         if self.reference_cost is None:
             self.reference_cost = (cache_bytes(plain()), peak_bytes(plain, device))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from tokenry.core.checks import check_int
 from tokenry.hosts.kv_cache import compress_cache
 from tokenry.hosts.kv_compress import Observe, fork_cache
+from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning.kv_method import CacheMethod
 
 Encode = Callable[[str], list[int]]
@@ -152,13 +153,13 @@ def score_item(host: Host, item: Item, methods: Sequence[CacheMethod]) -> list[O
     model, device = host.model, next(host.model.parameters()).device
     with compress_cache(model, Observe()) as session, session.hold():
         out = model(item.prompt[None].to(device), use_cache=True, logits_to_keep=1)
-    observed, first = out.past_key_values, out.logits[:, -1:]
+    observed, first = cache_of(out), out.logits[:, -1:]
     follow = item.follow[None].to(device)
     outcomes = []
     for method in methods:
         cache, done = fork_cache(model, observed, method)
         with compress_cache(model, method):
-            rest = model(follow[:, :-1], past_key_values=cache).logits if follow.shape[1] > 1 else first[:, :0]
+            rest = model(follow[:, :-1], **as_argument(cache)).logits if follow.shape[1] > 1 else first[:, :0]
         logits = torch.cat((first, rest), dim=1)[0, item.scored_from :].float()
         target = follow[0, item.scored_from :]
         likelihood = -F.cross_entropy(logits, target).item()

@@ -267,7 +267,7 @@ def export(trainer: Trainer) -> dict[str, Any]:
     hits = testbed.accuracy(items)
     rates = {kind: [hit for hit, item in zip(hits, items, strict=True) if item.kind == kind] for kind in KINDS}
     majority = {kind: [item.answer for item in items if item.kind == kind] for kind in KINDS}
-    import transformers
+    from tokenry.hosts.release import INSTALLED
 
     record = {
         "command": f"python -m tokenry.lab.testbeds.vqa_train --seed {trainer.seed} --out DIR",
@@ -287,7 +287,7 @@ def export(trainer: Trainer) -> dict[str, Any]:
         "accuracy_of_the_most_frequent_answer": {k: max(map(v.count, v)) / len(v) for k, v in majority.items()},
         "minutes": round(trainer.seconds() / 60, 1),
         "device": f"{trainer.device.type}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": INSTALLED},
         "history": trainer.history,
     }
     for path in out.iterdir():

@@ -11,21 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput  # pyright: ignore[reportPrivateImportUsage]
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tokenry.core.checks import check_int, check_range, check_shape
+from tokenry.hosts.release import CACHE, as_argument, cache_in, cache_of, takes_cache
 from tokenry.text.lexinvariant.config import LexinvariantConfig
 from tokenry.text.lexinvariant.lexicon import Lexicon, draw_lexicon, lexicon_of
 
 
 @dataclass
-class LexinvariantOutput(ModelOutput):
+class LexinvariantOutput(CausalLMOutputWithPast):
     """loss scalar; logits [B,T,V]; hidden_states: the final state [B,T,d] in a tuple of one; the cache; the lexicon used."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
     lexicon: Lexicon | None = None
 
 
@@ -157,12 +154,13 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
         slot[self.config.fixed_tokens] = torch.arange(len(self.config.fixed_tokens), device=device)
         return slot
 
+    @takes_cache
     def forward(  # noqa: D417 (the rest are transformers' arguments)
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Any = None,
         labels: Tensor | None = None,
         lexicon: Lexicon | Tensor | None = None,
         rate: float | None = None,
@@ -188,25 +186,25 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: ids out of range, empty input, a lexicon of other sizes, or one that is not the cache's.
         """
         self._check_ids(input_ids, "input_ids")
-        chosen = self._choose(input_ids.shape[0], past_key_values, lexicon, rate, seed, generator)
+        chosen = self._choose(input_ids.shape[0], cache, lexicon, rate, seed, generator)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.body.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.body.config)
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         out = self.body(
             inputs_embeds=self.embed(input_ids, chosen), attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values if use_cache else None, use_cache=use_cache,
+            use_cache=use_cache, **as_argument(cache if use_cache else None),
         )  # fmt: skip
-        cache = out.past_key_values if use_cache else None
+        cache = cache_of(out) if use_cache else None
         if cache is not None:
             cache.lexicon = chosen
         states = out.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.scores(states[:, kept] if labels is None else states, chosen)
         loss = None if labels is None else self._loss(logits, labels, attention_mask, num_items_in_batch)
-        return LexinvariantOutput(loss, logits, cache, (states,), chosen)
+        return LexinvariantOutput(loss, logits, hidden_states=(states,), lexicon=chosen, **as_argument(cache))  # pyright: ignore
 
     def _check_ids(self, ids: Tensor, name: str) -> None:
         sizes = check_shape(name, ids, "B T")
@@ -231,7 +229,7 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
         filled = cache is not None and cache.get_seq_length() > 0
         kept: Lexicon | None = getattr(cache, "lexicon", None) if filled else None
         if filled and kept is None:
-            raise ValueError("past_key_values holds keys of unknown embeddings: pass the cache that this model returned")
+            raise ValueError(f"{CACHE} holds keys of unknown embeddings: pass the cache that this model returned")
         redraw = rate is not None or seed is not None or generator is not None
         if given is not None:
             config = self.config
@@ -247,7 +245,7 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
             chosen = self.draw(batch, rate=rate, seed=seed, generator=generator)
         if kept is not None and not chosen.same_as(kept):
             raise ValueError(
-                "lexicon differs from the one that past_key_values was filled with: keep one lexicon for a whole sequence"
+                f"lexicon differs from the one that {CACHE} was filled with: keep one lexicon for a whole sequence"
             )
         return chosen
 
@@ -316,7 +314,7 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
         if (kwargs.get("num_beams") or getattr(settings, "num_beams", None) or 1) > 1:
             raise ValueError("num_beams must be 1: the beams of a sequence would not share their lexicon")
         rows = inputs.shape[0] * int(kwargs.get("num_return_sequences") or getattr(settings, "num_return_sequences", None) or 1)
-        if lexicon is None and getattr(kwargs.get("past_key_values"), "lexicon", None) is None:
+        if lexicon is None and getattr(cache_in(kwargs), "lexicon", None) is None:
             lexicon = self.draw(rows, seed=seed, generator=generator)
         if seed is None and generator is not None:
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -12,6 +12,7 @@ from transformers import AutoModel, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput  # pyright: ignore[reportPrivateImportUsage]
 
+from tokenry.hosts.release import as_argument
 from tokenry.text.wordpool.batch import WordBatch, check_words
 from tokenry.text.wordpool.blocks import BlockCache, CausalBlocks
 from tokenry.text.wordpool.config import WordPoolConfig
@@ -180,7 +181,7 @@ class WordPoolForCausalLM(PreTrainedModel):
             cache = DynamicCache(config=self.words.config) if cache == "new" else cache
             done = self.words(
                 inputs_embeds=flat, attention_mask=None if valid is None else valid.long(), position_ids=position,
-                past_key_values=cache, use_cache=cache is not None,
+                use_cache=cache is not None, **as_argument(cache),
             )  # fmt: skip
             out = done.last_hidden_state
         return out.reshape(count, words, p, width), cache
