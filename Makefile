@@ -6,11 +6,13 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test test-range test-wheel lint docs bench clean
 
 help:
 	@echo "make demo   compare the pruners on the model in the package; writes demo/index.html"
 	@echo "make test   run the tests"
+	@echo "make test-range  hosts and pruning against the lowest and the newest transformers"
+	@echo "make test-wheel  build the package, install it into an empty environment, follow the README there"
 	@echo "make lint   ruff and pyright"
 	@echo "make docs   build the documentation to site/"
 	@echo "make bench  run the benchmarks at the sizes this machine can hold"
@@ -29,6 +31,12 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 TOKENRY_OFFLINE=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
+test-range: $(READY)
+	JOBS=$(JOBS) tools/test_range.sh
+
+test-wheel: $(READY)
+	$(BIN)/python -m pytest --slow tests/test_wheel.py -v
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,4 +49,4 @@ bench: $(READY)
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) site demo compare .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-range site demo compare .pytest_cache .ruff_cache .hypothesis

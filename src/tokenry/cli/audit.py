@@ -63,9 +63,11 @@ def audit(
     import os
 
     from tokenry.cli.console import progress
+    from tokenry.extras import require
     from tokenry.lab.audit_sources import find_corpora, find_tokenizers
     from tokenry.text.audit import TokenizerAudit
 
+    require(*(["lab"] if out else []), *(["scale"] if engine is Engine.ray else []))
     codes = [code.strip() for code in languages.split(",") if code.strip()] if languages else None
     corpora = find_corpora(corpus or [], languages=codes, reference=reference, domain_mb=domain_mb, say=_note)
     found = find_tokenizers(tokenizers, pattern=pattern, say=_note)

@@ -39,8 +39,10 @@ def compare_pruners(
     from tokenry.cli.console import progress, say_json, table
     from tokenry.cli.reproduce import pick_device
     from tokenry.core.checks import check_choice
+    from tokenry.extras import require
     from tokenry.lab.compare import Settings, compare_pruning
 
+    require("lab")
     settings = Settings(
         model=model, data=data, methods=tuple(methods.split(",")) if methods else None, keeps=_ratios(keep),
         limit=limit, batch=batch, seed=seed, device=pick_device(device),

@@ -31,9 +31,11 @@ def compare_audio_codecs(
     """Compare audio codecs on recordings: bit rate, fidelity, intelligibility, voice; with players and spectrograms."""
     from tokenry.cli.console import progress, say_json, table
     from tokenry.cli.reproduce import pick_device
+    from tokenry.extras import require
     from tokenry.lab.compare.audio import AudioSettings, compare_audio
     from tokenry.lab.compare.audio_codecs import DEFAULT
 
+    require("lab", "audio")
     if data is not None and not data.is_dir():
         raise FileNotFoundError(f"--data must be a folder of sound files, got {data}")
     default = ("speech",) if data is not None else ("speech", "music", "sound")

@@ -10,14 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from tokenry.extras import EXTRAS
+
 _NEEDS = {
     "core": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "typer", "rich"),
-    "lab": ("gguf", "jinja2", "matplotlib", "pillow", "scikit-learn", "scipy"),
-    "search": ("faiss-cpu",),
-    "training": ("accelerate", "datasets", "peft", "trl"),
-    "generation": ("diffusers",),
-    "audio": ("soundfile",),
-    "scale": ("ray",),
+    **{extra: tuple(packages) for extra, packages in EXTRAS.items()},
     "docs": ("mkdocs", "mkdocs-material", "mkdocstrings"),
     "dev": ("pytest", "hypothesis", "ruff", "pyright"),
 }
@@ -36,6 +33,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "accelerator": _accelerator(),
+        "transformers": None if packages["core"]["transformers"] is None else _release(),
         "packages": packages,
         "tools": {name: bool(shutil.which(name)) for name in _TOOLS},
         "cache": str(cache_dir()),
@@ -51,6 +49,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
             f"cache {facts['cache']}{' (offline)' if facts['offline'] else ''}",
             highlight=False,
         )
+        if facts["transformers"]:
+            out().print(_tested(facts["transformers"]), highlight=False)
         rows = []
         for extra, found in packages.items():
             missing = [name for name, version in found.items() if version is None]
@@ -70,6 +70,18 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
         )
     if core_missing:
         raise typer.Exit(MISSING)
+
+
+def _release() -> dict[str, Any]:
+    from tokenry.hosts import release
+
+    return {"installed": release.INSTALLED, "tested": [release.LOWEST, release.NEWEST], "newer": release.is_newer()}
+
+
+def _tested(facts: dict[str, Any]) -> str:
+    low, high = facts["tested"]
+    newer = f"newer than any tested release; attachments may miss what changed: pip install 'transformers<={high}'"
+    return f"transformers {facts['installed']}, tested with {low} to {high}{': ' + newer if facts['newer'] else ''}"
 
 
 def _version(package: str) -> str | None:

@@ -9,10 +9,15 @@ import typer
 
 
 def report(
-    results: Annotated[Path, typer.Option(help="Folder of result files.")] = Path("results"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files; default: results/ here, else those that come with tokenry.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write the site to.")] = Path("site/report"),
 ) -> None:
     """Write the report: a leaderboard of all claims and a page per system. Open index.html from the file system."""
+    from tokenry.extras import require
     from tokenry.lab.report import build
+    from tokenry.lab.results import results_folder
 
-    typer.echo(str(build(results, out)))
+    require("lab")
+    typer.echo(str(build(results_folder(results), out)))

@@ -24,11 +24,13 @@ def reproduce(
     from tokenry.cli import CLAIM_FAILED
     from tokenry.cli.console import progress, say_json, table
     from tokenry.core.checks import check_choice
+    from tokenry.extras import require
     from tokenry.lab.claim import SCALES
     from tokenry.lab.reproduce import claim_of
     from tokenry.lab.reproduce import reproduce as run
 
     check_choice("--scale", scale, SCALES)
+    require("lab")
     wanted = [row.slug for row in systems() if row.status == "built"] if slugs == ["all"] else slugs
     claims = [claim_of(slug) for slug in wanted]
     results = []

@@ -11,7 +11,9 @@ import typer
 
 def show(
     slug: Annotated[str, typer.Argument(help="System, as in `tokenry list`.")],
-    results: Annotated[Path, typer.Option(help="Folder of result files.")] = Path("results"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of result files; default: results/ here, else those that come with tokenry.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
     taxonomy: Annotated[bool, typer.Option("--taxonomy", help="The table of tokenizers (audiotokens only).")] = False,
 ) -> None:
@@ -23,7 +25,7 @@ def show(
         return
     from tokenry.catalog import system
     from tokenry.cli.console import out, say_json, table
-    from tokenry.lab.results import load, result_path
+    from tokenry.lab.results import load, result_path, results_folder
 
     row = system(slug)
     facts: dict[str, Any] = {
@@ -36,7 +38,7 @@ def show(
 
         facts["statement"] = claim_of(slug).statement
     for scale in ("smoke", "small", "paper"):
-        path = result_path(results, slug, scale)
+        path = result_path(results_folder(results), slug, scale)
         if path.exists():
             found = load(path)
             facts["evidence"].append(

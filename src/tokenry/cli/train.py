@@ -43,10 +43,12 @@ def autoencoder(
     """Train, or go on from the checkpoint in --out: perplexity, usage and dead codes of the test images as it goes."""
     from tokenry.cli.console import say_json
     from tokenry.cli.reproduce import pick_device
+    from tokenry.extras import require
     from tokenry.lab.testbeds.image_autoencoder import Recipe, train_autoencoder
     from tokenry.lab.testbeds.image_sets import image_set
     from tokenry.lab.testbeds.named_quantizers import parse_option
 
+    require("lab")
     recipe = Recipe(
         data=data, quantizer=quantizer, codebook_size=codebook_size, options=dict(parse_option(o) for o in option or []),
         dim=dim, hidden=hidden, tokens=tokens, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed,

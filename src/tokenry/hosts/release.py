@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tokenry.errors import UnsupportedModelError, UntestedReleaseWarning
 
-LOWEST = "5.20.0"
+LOWEST = "5.21.0"
 """The oldest release that the tests pass on, and the floor of the requirement."""
 NEWEST = "5.24.0"
 """The release that the tests are pinned to."""

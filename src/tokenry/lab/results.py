@@ -115,6 +115,16 @@ def load(path: Path) -> Result:
         raise ResultFileError(f"{path} lacks or misspells a field of schema {SCHEMA}: {error}") from error
 
 
+def results_folder(given: Path | None = None) -> Path:
+    """Where results are read from: `given`, else ``results`` in the working directory, else those that come with tokenry."""
+    here = Path("results")
+    if given is not None or any(here.glob("*.*.json")):
+        return given or here
+    package = Path(__file__).parents[1]
+    in_wheel, in_checkout = package / "results", package.parents[1] / "results"
+    return in_wheel if in_wheel.is_dir() else in_checkout
+
+
 def load_all(folder: Path) -> list[Result]:
     """Every result under `folder`, by system and scale; a damaged file raises."""
     return [load(path) for path in sorted(folder.glob("*.*.json"))]

@@ -254,7 +254,8 @@ class ConvCodec(AudioCodec):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write sizes (``config.json``), weights (``model.safetensors``) and the quantizer (folder ``quantizer``)."""
         self.quantizer.save_pretrained(Path(folder) / "quantizer")
-        write_checkpoint(folder, self, {"model_type": "tokenry_conv_codec", "config": asdict(self.config)})
+        described = {"model_type": "tokenry_conv_codec", "config": asdict(self.config)}
+        write_checkpoint(folder, self, described, without="quantizer")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ConvCodec:
@@ -268,7 +269,8 @@ class ConvCodec(AudioCodec):
             raise ValueError(f"folder={str(folder)!r} holds no ConvCodec (model_type is {described.get('model_type')!r})")
         sizes: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in described["config"].items()}
         codec = cls(ConvCodecConfig(**sizes), Quantizer.from_pretrained(Path(folder) / "quantizer"))
-        codec.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        own = {f"quantizer.{name}": x for name, x in codec.quantizer.state_dict().items()}
+        codec.load_state_dict(load_file(Path(folder) / WEIGHTS) | own)
         return codec.eval()
 
 

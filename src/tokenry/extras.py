@@ -1,0 +1,36 @@
+"""The optional dependencies: which packages each extra brings, and one clear sentence when one is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from tokenry.errors import MissingDependencyError
+
+EXTRAS: dict[str, dict[str, str]] = {
+    "lab": {
+        "gguf": "gguf", "jinja2": "jinja2", "matplotlib": "matplotlib", "pandas": "pandas", "pillow": "PIL",
+        "scikit-learn": "sklearn", "scipy": "scipy",
+    },
+    "search": {"faiss-cpu": "faiss"},
+    "training": {"accelerate": "accelerate", "datasets": "datasets", "peft": "peft", "trl": "trl"},
+    "generation": {"diffusers": "diffusers"},
+    "audio": {"soundfile": "soundfile"},
+    "scale": {"ray": "ray"},
+    "peers": {"vector-quantize-pytorch": "vector_quantize_pytorch"},
+}  # fmt: skip
+"""Extra -> distribution -> module. The same as ``optional-dependencies`` of the package."""
+
+
+def require(*extras: str) -> None:
+    """Refuse before any work if a package of these extras cannot be found.
+
+    Raises:
+        MissingDependencyError: names the packages and the command that adds all of them.
+    """
+    missing = [name for extra in extras for name, module in EXTRAS[extra].items() if find_spec(module) is None]
+    if missing:
+        needed = ",".join(extra for extra in extras if any(name in missing for name in EXTRAS[extra]))
+        verb = "is" if len(missing) == 1 else "are"
+        raise MissingDependencyError(
+            f"{', '.join(missing)} {verb} needed here and not installed; run: pip install 'tokenry[{needed}]'"
+        )
