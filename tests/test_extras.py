@@ -26,11 +26,13 @@ def test_the_table_is_that_of_the_package():
 
 
 def test_all_that_is_missing_is_named_with_one_command(monkeypatch):
-    absent = {"PIL", "soundfile"}
+    absent = {"PIL", "soundfile", "ray"}
     find = importlib.util.find_spec
     monkeypatch.setattr("tokenry.extras.find_spec", lambda name: None if name in absent else find(name))
-    with pytest.raises(MissingDependencyError, match=r"pillow, soundfile are needed .* 'tokenry\[lab,audio\]'"):
-        require("lab", "audio")
+    with pytest.raises(MissingDependencyError, match=r"pillow, soundfile are needed .* 'tokenry\[lab\]'"):
+        require("lab")
+    with pytest.raises(MissingDependencyError, match=r"ray, soundfile are needed .* 'tokenry\[scale,audio\]'"):
+        require("scale", "audio", "search")
     with pytest.raises(MissingDependencyError, match=r"soundfile is needed .* 'tokenry\[audio\]'"):
         require("audio")
     require("search")

@@ -15,7 +15,8 @@ from tokenry.errors import NotInForceWarning, UnsupportedModelError, UntestedRel
 from tokenry.hosts import release
 from tokenry.hosts.capture import attached
 from tokenry.hosts.release import CACHE, as_argument, cache_in, cache_of, check_takes_cache, takes_cache
-from tokenry.pruning import D2O, H2O, StreamingLLM
+from tokenry.lab.testbeds.vqa import load_vqa
+from tokenry.pruning import D2O, H2O, FastV, IDPruner, StreamingLLM
 from tokenry.text.lexinvariant import LexinvariantConfig, LexinvariantForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,14 @@ def test_layers_that_see_no_cache_say_the_release_and_not_that_the_user_is_wrong
         monkeypatch.setattr(release, "_NAMES", ("a name of tomorrow",))
         with pytest.raises(UnsupportedModelError, match=re.escape(release.release())):
             model(IDS, use_cache=True)
+
+
+@pytest.mark.parametrize("pruner", [IDPruner(keep=0.5), FastV(keep=0.5)], ids=lambda p: type(p).__name__)
+def test_a_vision_language_model_without_a_known_cache_is_refused_before_it_decodes_at_wrong_places(pruner, monkeypatch):
+    model = load_vqa().model
+    monkeypatch.setattr(release, "_NAMES", ("a name of tomorrow",))
+    with pytest.raises(UnsupportedModelError, match=re.escape(release.release())), pruner.attach(model):
+        pass
 
 
 def test_a_newer_minor_release_warns_once(monkeypatch):
