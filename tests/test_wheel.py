@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -93,12 +92,10 @@ def test_without_extras(environment):
     ids=" ".join,
 )
 def test_a_missing_extra_is_said_before_any_work(environment, words):
-    start = time.monotonic()
     done = environment.run("tokenry", *words)
     assert done.returncode == MISSING, done.stderr
     assert re.search(r"not installed; run: pip install 'tokenry\[[a-z,]+\]'", done.stderr), done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr  # no progress was shown
-    assert time.monotonic() - start < 30
 
 
 def test_with_lab_the_readme_runs_from_top_to_bottom(environment):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tokenry.text.audit import AuditReport, AuditRow
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How the audit is printed."""
 
     table = "table"
@@ -21,7 +21,7 @@ class Format(str, Enum):
     csv = "csv"
 
 
-class Engine(str, Enum):
+class Engine(StrEnum):
     """Where the counting runs."""
 
     local = "local"
