@@ -9,7 +9,7 @@ import pytest
 from tokenry.cli import MISSING, run
 from tokenry.errors import MissingDependencyError
 from tokenry.extras import EXTRAS, require
-from tokenry.lab.results import results_folder
+from tokenry.lab.evidence.results import results_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 

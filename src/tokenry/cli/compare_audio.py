@@ -62,7 +62,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 def _table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows; a measure that no row has is left out."""
-    from tokenry.lab.compare.audio_page import COLUMNS
+    from tokenry.lab.pages.audio import COLUMNS
 
     shown = [c for c in COLUMNS if c[0] != "stft" and any(row[c[0]] is not None for row in result["rows"])]
     columns = ["codec", "domain", "kbit/s", "frames/s", *(c[1] for c in shown), "codes used", "bits used", "time"]

@@ -25,9 +25,9 @@ def reproduce(
     from tokenry.cli.console import progress, say_json, table
     from tokenry.core.checks import check_choice
     from tokenry.extras import require
-    from tokenry.lab.claim import SCALES
-    from tokenry.lab.reproduce import claim_of
-    from tokenry.lab.reproduce import reproduce as run
+    from tokenry.lab.evidence.claim import SCALES
+    from tokenry.lab.evidence.run import claim_of
+    from tokenry.lab.evidence.run import reproduce as run
 
     check_choice("--scale", scale, SCALES)
     require("lab")

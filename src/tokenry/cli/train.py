@@ -44,9 +44,9 @@ def autoencoder(
     from tokenry.cli.console import say_json
     from tokenry.cli.reproduce import pick_device
     from tokenry.extras import require
-    from tokenry.lab.testbeds.image_autoencoder import Recipe, train_autoencoder
-    from tokenry.lab.testbeds.image_sets import image_set
-    from tokenry.lab.testbeds.named_quantizers import parse_option
+    from tokenry.lab.beds.pictures.image_autoencoder import Recipe, train_autoencoder
+    from tokenry.lab.beds.pictures.image_sets import image_set
+    from tokenry.lab.beds.signals.named_quantizers import parse_option
 
     require("lab")
     recipe = Recipe(
@@ -97,7 +97,7 @@ def _each(value: Any) -> str:
 
 def _finish(log: list[dict[str, Any]], quantizer: Any, out: Path) -> None:
     from tokenry.cli.console import table
-    from tokenry.lab.testbeds.image_autoencoder import LOG, QUANTIZER
+    from tokenry.lab.beds.pictures.image_autoencoder import LOG, QUANTIZER
 
     columns = ["step", "test mse", "perplexity", "usage", "dead"]
     shown = log if len(log) <= 10 else [log[round(i * (len(log) - 1) / 9)] for i in range(10)]

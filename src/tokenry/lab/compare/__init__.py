@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tokenry.lab.claim import Progress, bootstrap_difference
-from tokenry.lab.results import environment, write_atomic
+from tokenry.lab.evidence.claim import Progress, bootstrap_difference
+from tokenry.lab.evidence.results import environment, write_atomic
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[s
 
     Rows are written as they are measured; a run with the same settings continues where the last one stopped.
     """
-    from tokenry.lab.compare.figure import quality_figure
-    from tokenry.lab.compare.page import write_page
+    from tokenry.lab.pages.compare import write_page
+    from tokenry.lab.pages.figure import quality_figure
 
     progress("loading", 0.0)
     kind = _bench_class(settings)
@@ -107,10 +107,10 @@ def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[s
 
 def _bench_class(settings: Settings) -> Any:
     if settings.data is not None and settings.data.suffix in (".txt", ".md"):
-        from tokenry.lab.compare.kv import KVBench
+        from tokenry.lab.compare.cache import KVBench
 
         return KVBench
-    from tokenry.lab.compare.vision import VisionBench
+    from tokenry.lab.compare.vlm import VisionBench
 
     return VisionBench
 
