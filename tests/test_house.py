@@ -138,7 +138,11 @@ def callers(attribute):
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 text = ast.unparse(node.func)
-                if text == attribute or text.endswith(f".{attribute}") or (attribute.startswith("torch.") and text == attribute):
+                if (
+                    text == attribute
+                    or text.endswith(f".{attribute}")
+                    or (attribute.startswith("torch.") and text == attribute)
+                ):
                     found.add(name)
     return found
 
@@ -149,4 +153,6 @@ def test_who_may_call(attribute):
 
 
 def test_names_say_something():
-    assert not {path.name for path in SOURCE.rglob("*.py")} & {f"{n}.py" for n in ("utils", "helpers", "misc", "common", "util")}
+    assert not {path.name for path in SOURCE.rglob("*.py")} & {
+        f"{n}.py" for n in ("utils", "helpers", "misc", "common", "util")
+    }

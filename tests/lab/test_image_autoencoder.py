@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from tokenry.cli import BAD_INPUT, INTERRUPTED, run
+from tokenry.cli import run
+from tokenry.cli.exits import BAD_INPUT, INTERRUPTED
 from tokenry.lab.beds.pictures.image_autoencoder import Recipe, build_autoencoder, evaluate, health, train_autoencoder
 from tokenry.lab.beds.pictures.image_sets import ImageSet, image_set, patches_of
 from tokenry.lab.beds.signals import named_quantizers

@@ -60,8 +60,8 @@ def verify_assets(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Check cached files against their recorded sizes and checksums. Exit code 4 if one is damaged."""
-    from tokenry.cli import DAMAGED
     from tokenry.cli.console import say_json, table
+    from tokenry.cli.exits import DAMAGED
     from tokenry.lab.assets.folders import ASSETS, verify
 
     found = [verify(name) for name in names or ASSETS]

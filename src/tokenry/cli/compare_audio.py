@@ -29,8 +29,7 @@ def compare_audio_codecs(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Compare audio codecs on recordings: bit rate, fidelity, intelligibility, voice; with players and spectrograms."""
-    from tokenry.cli.console import progress, say_json, table
-    from tokenry.cli.reproduce import pick_device
+    from tokenry.cli.console import pick_device, progress, say_json, table
     from tokenry.extras import require
     from tokenry.lab.compare.audio import AudioSettings, compare_audio
     from tokenry.lab.compare.audio_codecs import DEFAULT

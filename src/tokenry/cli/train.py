@@ -41,8 +41,7 @@ def autoencoder(
     as_json: Annotated[bool, typer.Option("--json", help="The last line of the log as JSON instead of a table.")] = False,
 ) -> None:
     """Train, or go on from the checkpoint in --out: perplexity, usage and dead codes of the test images as it goes."""
-    from tokenry.cli.console import say_json
-    from tokenry.cli.reproduce import pick_device
+    from tokenry.cli.console import pick_device, say_json
     from tokenry.extras import require
     from tokenry.lab.beds.pictures.image_autoencoder import Recipe, train_autoencoder
     from tokenry.lab.beds.pictures.image_sets import image_set

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.text.ranks import read_ranks, tokenizer_of_ranks
 from tokenry.hosts.text.sentencepiece import read_sentencepiece, tokenizer_of_sentencepiece
 
@@ -42,6 +43,24 @@ def load_tokenizer(source: str | Path, *, pattern: str | None = None, offline: b
 def from_tiktoken(encoding: Any) -> Tokenizer:
     """A `tokenizers.Tokenizer` with the ids of a `tiktoken.Encoding`."""
     return tokenizer_of_ranks(encoding._mergeable_ranks, pattern=encoding._pat_str, special=encoding._special_tokens)
+
+
+def as_backend(tokenizer: Any) -> Tokenizer:
+    """The `tokenizers.Tokenizer` behind a transformers tokenizer, a `tokenizers.Tokenizer` or a `tiktoken.Encoding`.
+
+    Raises:
+        UnsupportedModelError: the class is none of them.
+    """
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(backend, Tokenizer):
+        return backend
+    if type(tokenizer).__module__.startswith("tiktoken"):
+        return from_tiktoken(tokenizer)
+    raise UnsupportedModelError.of(
+        tokenizer, ("PreTrainedTokenizerFast (transformers)", "Tokenizer (tokenizers)", "Encoding (tiktoken)")
+    )
 
 
 def _of_folder(path: Path) -> Tokenizer:

@@ -10,24 +10,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tokenry.errors import UnsupportedModelError
+from tokenry.hosts.text.alphabet import CHAR_TO_BYTE
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"
 _LOSSY = ("Lowercase", "NFKC", "NFKD", "NFD", "StripAccents", "BertNormalizer", "Precompiled", "Nmt", "Strip")
 _DROPS_SPACE = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The byte-level BPE alphabet: printable characters stand for themselves, the other bytes for U+0100 onwards."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in plain}
-    for extra, byte in enumerate(byte for byte in range(256) if byte not in set(plain)):
-        table[chr(256 + extra)] = byte
-    return table
-
-
-_ALPHABET = byte_alphabet()
-BYTE_TO_CHAR = {byte: char for char, byte in _ALPHABET.items()}
 
 
 @dataclass(frozen=True)
@@ -56,8 +44,8 @@ class Layout:
     def spell(self, piece: str) -> bytes | None:
         """Bytes of a piece of the vocabulary; None where it has none."""
         if self.kind == "byte_level":
-            if all(char in _ALPHABET for char in piece):
-                return bytes(_ALPHABET[char] for char in piece)
+            if all(char in CHAR_TO_BYTE for char in piece):
+                return bytes(CHAR_TO_BYTE[char] for char in piece)
             return piece.encode("utf-8", "surrogatepass")
         byte = _BYTE_TOKEN.fullmatch(piece)
         if byte and self.kind == "byte_fallback":
@@ -160,26 +148,6 @@ def _refuse_unrecoverable(model: dict[str, Any], algorithm: str, splitters: list
             "supported: byte-level BPE, SentencePiece-style BPE and Unigram, pieces that keep every separator"
         )
         raise error
-
-
-def as_backend(tokenizer: Any) -> Tokenizer:
-    """The `tokenizers.Tokenizer` behind a transformers tokenizer, a `tokenizers.Tokenizer` or a `tiktoken.Encoding`.
-
-    Raises:
-        UnsupportedModelError: the class is none of them.
-    """
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if isinstance(backend, Tokenizer):
-        return backend
-    if type(tokenizer).__module__.startswith("tiktoken"):
-        from tokenry.hosts.text.files import from_tiktoken
-
-        return from_tiktoken(tokenizer)
-    raise UnsupportedModelError.of(
-        tokenizer, ("PreTrainedTokenizerFast (transformers)", "Tokenizer (tokenizers)", "Encoding (tiktoken)")
-    )
 
 
 def bare_copy(backend: Tokenizer) -> tuple[Tokenizer, dict[str, Any]]:

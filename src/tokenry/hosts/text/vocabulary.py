@@ -16,10 +16,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from tokenizers import Tokenizer
 
+from tokenry.hosts.text.alphabet import BYTE_TO_CHAR
 from tokenry.hosts.text.beginnings import Canonical, PairwiseBPE, Reencoding
 from tokenry.hosts.text.classes import is_prefix, split_partial
 from tokenry.hosts.text.cut_beginnings import RegexBPE
-from tokenry.hosts.text.layout import BYTE_TO_CHAR, Layout, as_backend, bare_copy, read_layout
+from tokenry.hosts.text.files import as_backend
+from tokenry.hosts.text.layout import Layout, bare_copy, read_layout
 from tokenry.hosts.text.merges import MergeTable, table_of
 from tokenry.hosts.text.trie import ByteTrie
 

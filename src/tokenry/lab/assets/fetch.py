@@ -30,7 +30,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from tokenry.errors import AssetDamagedError
 
 if TYPE_CHECKING:
-    from tokenry.lab.assets.folders import Asset
+    from tokenry.lab.assets.row import Asset
 
 Progress = Callable[[str, float], None]
 LIMIT = 8 << 30  # bytes; no archive of ours unpacks to more

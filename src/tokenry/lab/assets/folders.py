@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -23,18 +22,6 @@ from tokenry.errors import AssetDamagedError, AssetMissingError, MissingDependen
 from tokenry.lab.assets.fetch import SOURCES, Progress, SourceUnavailable, from_hub, unpack
 from tokenry.lab.assets.store import bytes_of, cache_dir, file_sha256, forget, is_offline, manifest, problem_of, settle, switch
 from tokenry.lab.assets.table import ASSETS, Asset
-
-LOADERS = (
-    "mnist_digits", "sklearn_digits", "sample_photos", "smollm2", "gemma3", "minilm", "text_corpus", "real_tokenizers",
-    "load_real_tokenizer",
-)  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """The loaders, importable from here too; they live apart because they need torch."""
-    if name in LOADERS:
-        return getattr(import_module("tokenry.lab.sources.models"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 
 from tokenry.hosts.release import cache_of
 from tokenry.lab.beds.language.recall import Host, continuation_items, score_item, smollm2_host
-from tokenry.lab.compare import Row, Settings
 from tokenry.lab.compare.methods import kv_method
+from tokenry.lab.compare.rows import Row, Settings
 from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
 
 _PROMPT, _FOLLOW = 384, 64

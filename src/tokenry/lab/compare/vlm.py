@@ -11,10 +11,11 @@ import torch
 
 from tokenry.errors import optional
 from tokenry.hosts.release import cache_of
+from tokenry.lab.beds.answers import matches
 from tokenry.lab.beds.vqa.hub import HubModel
-from tokenry.lab.compare import Row, Settings
 from tokenry.lab.compare.methods import visual_method
-from tokenry.lab.compare.questions import ImageQuestion, matches, read_questions
+from tokenry.lab.compare.questions import ImageQuestion, read_questions
+from tokenry.lab.compare.rows import Row, Settings
 from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
 from tokenry.pruning.base import PruningTrace
 

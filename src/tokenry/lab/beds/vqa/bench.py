@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenry.errors import AssetMissingError, optional
-from tokenry.lab.compare.questions import matches
+from tokenry.lab.beds.answers import matches
 from tokenry.pruning.base import PruningTrace
 from tokenry.pruning.visual import VisualPruner
 
