@@ -186,7 +186,7 @@ def test_auto_processor_agrees_with_encode(testbed):
     pytest.importorskip("PIL")
     transformers = pytest.importorskip("transformers")
     try:
-        processor = transformers.AutoProcessor.from_pretrained(WEIGHTS, local_files_only=True, use_fast=False)
+        processor = transformers.AutoProcessor.from_pretrained(WEIGHTS, local_files_only=True, backend="pil")
     except ImportError as error:  # this version wants torchvision for its image processors
         pytest.skip(str(error))
     item = vqa_items(n=1)[0]
