@@ -19,7 +19,7 @@ import transformers as tf
 from results_file import environment, write
 from tokenry.codecs import ResidualVQ
 from tokenry.codecs.audio import AudioCodec, ConvCodec, ConvCodecConfig, encode_in_chunks, load_audio_codec
-from tokenry.lab.measure import seconds, time_ratio
+from tokenry.lab.evidence.measure import seconds, time_ratio
 
 
 def bare_calls(model: Any, wave: torch.Tensor, books: int) -> tuple[Callable[[], Any], Callable[[], Any]]:

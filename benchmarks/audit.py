@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from results_file import environment, write
-from tokenry.lab.asset_tokenizers import load_real_tokenizer
-from tokenry.lab.corpora import parallel_corpus
+from tokenry.lab.sources.text import parallel_corpus
+from tokenry.lab.sources.tokenizers import load_real_tokenizer
 from tokenry.text.audit import TokenizerAudit
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -20,8 +20,8 @@ import torch
 
 from results_file import environment, write
 from tokenry.hosts.text import ByteTrie, ByteVocabulary
-from tokenry.lab.asset_loaders import smollm2
-from tokenry.lab.asset_tokenizers import load_real_tokenizer, real_tokenizers
+from tokenry.lab.sources.models import smollm2
+from tokenry.lab.sources.tokenizers import load_real_tokenizer, real_tokenizers
 from tokenry.text import ByteLM
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 from results_file import environment, write
-from tokenry.lab.measure import seconds
+from tokenry.lab.evidence.measure import seconds
 from tokenry.pruning.eet import EET
 from tokenry.pruning.vit_baselines import ClsRow, RandomPatches, ToMe
 from tokenry.pruning.vit_schedule import PAPER_SCHEDULE, PatchPruner

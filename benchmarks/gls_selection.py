@@ -20,7 +20,7 @@ from results_file import environment, write
 from tokenry.core.attention import cls_row
 from tokenry.core.selection import top_k
 from tokenry.lab.claims.pruning.glsim import rollout
-from tokenry.lab.measure import seconds
+from tokenry.lab.evidence.measure import seconds
 from tokenry.pruning.glsim import global_local_similarity
 
 LAYERS, HEADS, WIDTH, TOP = 12, 12, 768, 8

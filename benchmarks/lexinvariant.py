@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from results_file import environment, write
-from tokenry.lab.measure import peak_bytes, seconds
+from tokenry.lab.evidence.measure import peak_bytes, seconds
 from tokenry.text.lexinvariant import LexinvariantConfig, LexinvariantForCausalLM
 
 ARMS: dict[str, dict[str, Any]] = {

@@ -21,9 +21,8 @@ from torch import nn
 from results_file import environment, write
 from tokenry.codecs import GraphAnchorTokenizer
 from tokenry.codecs.vq import NodeHashEmbedding, ReservedNodeEmbedding
-from tokenry.lab.claim import bootstrap_difference
-from tokenry.lab.testbeds.film_graph import film_graph
-from tokenry.lab.testbeds.knowledge_graph import (
+from tokenry.lab.beds.graphs.film_graph import film_graph
+from tokenry.lab.beds.graphs.knowledge_graph import (
     HashedNodes,
     KnowledgeGraph,
     NodeTable,
@@ -31,6 +30,7 @@ from tokenry.lab.testbeds.knowledge_graph import (
     reciprocal_ranks,
     train_distmult,
 )
+from tokenry.lab.evidence.claim import bootstrap_difference
 
 DIM, CORE, ANCHORS = 64, 10, 140
 RATES = {"vector per node": (0.03, 0.5), "anchors": (0.03, 0.3), "random hashes": (0.03, 0.3), "reserved nodes": (0.03, 0.3)}

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from results_file import environment, write
 from tokenry import codecs
-from tokenry.core.codebooks import nearest_codes
-from tokenry.lab.measure import seconds
+from tokenry.core.codebooks.codebooks import nearest_codes
+from tokenry.lab.evidence.measure import seconds
 
 SHAPE, WIDTH, CODES = (8, 1024), 256, 1024
 LEVELS = [8, 5, 5, 5]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from results_file import environment, write
 from tokenry.core.selection import greedy_select
-from tokenry.lab.measure import peak_bytes, time_ratio
+from tokenry.lab.evidence.measure import peak_bytes, time_ratio
 
 CASES = {"B=1 N=2880 K=288 D=4096": (1, 2880, 288, 4096), "B=8 N=576 K=64 D=4096": (8, 576, 64, 4096)}
 QUICK = {"B=1 N=720 K=72 D=512": (1, 720, 72, 512)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from results_file import environment, write
-from tokenry.lab.measure import time_ratio
+from tokenry.lab.evidence.measure import time_ratio
 from tokenry.pruning import ZOOPrune
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from results_file import environment, write
 from tokenry.codecs import AdditiveVQ, ProductVQ, ResidualVQ
-from tokenry.lab.testbeds.feature_banks import feature_bank
+from tokenry.lab.beds.signals.feature_banks import feature_bank
 
 
 def least(call: Callable[[], Any], runs: int = 3) -> tuple[float, Any]:

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from results_file import environment, write
-from tokenry.lab.measure import peak_bytes, seconds
-from tokenry.lab.testbeds.next_word import UnitCoder, WordCorpus, unit_coder
+from tokenry.lab.beds.language.next_word import UnitCoder, WordCorpus, unit_coder
+from tokenry.lab.evidence.measure import peak_bytes, seconds
 from tokenry.text.wordpool import FlatLM, FlatLMConfig, WordPoolConfig, WordPoolForCausalLM
 from tokenry.text.wordpool.batch import WordBatch
 from tokenry.text.wordpool.blocks import BlockCache

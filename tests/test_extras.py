@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tokenry.cli import MISSING, run
+from tokenry.cli import run
+from tokenry.cli.exits import MISSING
 from tokenry.errors import MissingDependencyError
 from tokenry.extras import EXTRAS, require
-from tokenry.lab.results import results_folder
+from tokenry.lab.evidence.results import results_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 

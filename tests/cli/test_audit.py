@@ -108,7 +108,7 @@ def test_bad_input_has_an_exit_code_and_a_sentence(here, tmp_path, capsys):
 
 
 def test_without_a_cache_the_default_is_what_python_brings(here, capsys, monkeypatch):
-    from tokenry.lab import corpora
+    from tokenry.lab.sources import text as corpora
 
     monkeypatch.setattr(corpora, "find_spec", lambda name: None)
     code, out, err = call(capsys, here / "model", "--domain-mb", "0.05", "--resamples", "5")

@@ -119,7 +119,7 @@ def test_a_damaged_result_exits_with_4(capsys, tmp_path):
 def test_a_failing_claim_exits_with_1(capsys, monkeypatch, tmp_path):
     from tests.lab.test_claims import Coin
 
-    monkeypatch.setattr("tokenry.lab.reproduce.claim_of", lambda slug: Coin(lift=-0.4))
+    monkeypatch.setattr("tokenry.lab.evidence.run.claim_of", lambda slug: Coin(lift=-0.4))
     code, out, _ = call(capsys, "reproduce", "coin", "--scale", "smoke", "--out", str(tmp_path), "--json")
     assert code == 1
     assert json.loads(out)[0]["verdict"] == "fails"

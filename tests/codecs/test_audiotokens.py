@@ -26,7 +26,7 @@ from tokenry.codecs.audio import (
     train_codec,
 )
 from tokenry.codecs.audio.training import encoder_bank, spectral_distance, start_quantizer
-from tokenry.lab.testbeds.synthetic_audio import DOMAINS, grammar, synthetic_audio
+from tokenry.lab.beds.signals.synthetic_audio import DOMAINS, grammar, synthetic_audio
 from tokenry.testing import check_audio_codec
 
 SIZES = ConvCodecConfig(sample_rate=600, strides=(5, 3), channels=8, max_channels=16, dim=16, dilations=(1,))

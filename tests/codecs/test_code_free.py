@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tokenry.codecs import BSQ, FSQ, LFQ
-from tokenry.core.bit_entropy import batch_entropy, bernoulli_entropy, joint_mean, sample_entropy
+from tokenry.core.codebooks.entropy import batch_entropy, bernoulli_entropy, joint_mean, sample_entropy
 
 
 def randn(*shape, seed=0):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tokenry.codecs import ResidualVQ, SimVQ, VectorQuantizer, usage
-from tokenry.core import codebooks
-from tokenry.core.codebooks import kmeans, nearest_codes, squared_distances
-from tokenry.core.gradient_estimators import (
+from tokenry.core.codebooks import codebooks
+from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, squared_distances
+from tokenry.core.codebooks.estimators import (
     annealed_temperature,
     gumbel_softmax,
     index_backprop,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokenry.hosts.capture import attached
+from tokenry.hosts.attach import attached
 
 
 class Toy(nn.Module):

@@ -10,8 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts import decoder
-from tokenry.hosts.kv_cache import compress_cache
-from tokenry.hosts.kv_layer import TrackedLayer
+from tokenry.hosts.cache import TrackedLayer, compress_cache
 from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning.kv_baselines import H2O, SnapKV, StreamingLLM
 

@@ -13,9 +13,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from tokenry.errors import NotInForceWarning, UnsupportedModelError, UntestedReleaseWarning
 from tokenry.hosts import release
-from tokenry.hosts.capture import attached
+from tokenry.hosts.attach import attached
 from tokenry.hosts.release import CACHE, as_argument, cache_in, cache_of, check_takes_cache, takes_cache
-from tokenry.lab.testbeds.vqa import load_vqa
+from tokenry.lab.beds.vqa.bed import load_vqa
 from tokenry.pruning import D2O, H2O, FastV, IDPruner, StreamingLLM
 from tokenry.text.lexinvariant import LexinvariantConfig, LexinvariantForCausalLM
 

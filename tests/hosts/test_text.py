@@ -13,9 +13,19 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.text.tokenizers import LAYOUTS, TEXT, make
 from tokenry import UnsupportedModelError
-from tokenry.hosts.text import ByteTrie, ByteVocabulary, first_noncanonical, is_canonical, word_spans
-from tokenry.hosts.text_canonical import Reencoding
-from tokenry.hosts.text_classes import char_class, completions, compress, is_prefix, split_partial
+from tokenry.hosts.text import (
+    ByteTrie,
+    ByteVocabulary,
+    Reencoding,
+    char_class,
+    completions,
+    compress,
+    first_noncanonical,
+    is_canonical,
+    is_prefix,
+    split_partial,
+    word_spans,
+)
 
 texts = st.text(alphabet=st.sampled_from(list("abtheTS 0123'.,!\n\r\t\u00e9\u4e2d\u0301\U0001f600\u00a0<>le")), max_size=24)
 BYTE_LEVEL = ("gpt2", "cl100k", "o200k", "digits", "no_regex", "added", "superword")

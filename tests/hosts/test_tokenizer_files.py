@@ -11,9 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tokenry.hosts.tokenizer_files import load_tokenizer
-from tokenry.hosts.tokenizer_ranks import PATTERNS, byte_symbols, read_ranks, tokenizer_of_ranks
-from tokenry.hosts.tokenizer_spm import read_sentencepiece, tokenizer_of_sentencepiece
+from tokenry.hosts.text import (
+    PATTERNS,
+    byte_symbols,
+    load_tokenizer,
+    read_ranks,
+    read_sentencepiece,
+    tokenizer_of_ranks,
+    tokenizer_of_sentencepiece,
+)
 
 TEXTS = ["the cat sat on the mat", "a théâtre, 3 cats & 12 mats", "der Hund und die Katze", "猫は猫", "  two  spaces\n\n x"] * 4
 
@@ -213,9 +219,9 @@ def test_real_rank_files_equal_tiktoken(name):
     import json
 
     tiktoken = pytest.importorskip("tiktoken")
-    from tokenry.lab.asset_tokenizers import asset_of_tokenizer, load_real_tokenizer
-    from tokenry.lab.assets import fetch
-    from tokenry.lab.corpora import parallel_corpus
+    from tokenry.lab.assets.folders import fetch
+    from tokenry.lab.sources.text import parallel_corpus
+    from tokenry.lab.sources.tokenizers import asset_of_tokenizer, load_real_tokenizer
 
     ours = load_real_tokenizer(name)
     root = fetch(asset_of_tokenizer(name))

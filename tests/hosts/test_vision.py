@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry import UnsupportedModelError
-from tokenry.hosts.capture import attached
+from tokenry.hosts.attach import attached
 from tokenry.hosts.vision import (
     BlockSignals,
     Selected,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tokenry.errors import UnsupportedModelError
-from tokenry.hosts.layout import Layout
 from tokenry.hosts.release import as_argument, cache_of
+from tokenry.hosts.vlm import Layout
 from tokenry.pruning import DivPrune, FastV, IDPruner, NoPruning, RandomPruner, ToDRE, TopK, UniformGrid, ZOOPrune
 from tokenry.testing import llava_inputs, onevision_inputs, qwen_inputs, tiny_llava, tiny_onevision, tiny_qwen
 from tokenry.testing.models import IMAGE_TOKEN

@@ -19,9 +19,11 @@ from pathlib import Path
 import pytest
 
 from tokenry.errors import AssetDamagedError, AssetMissingError
-from tokenry.lab import assets, assets_fetch, assets_store
-from tokenry.lab.assets import ASSETS, Asset, fetch, status, verify
-from tokenry.lab.assets_fetch import SourceUnavailable, unpack
+from tokenry.lab.assets import fetch as assets_fetch
+from tokenry.lab.assets import folders as assets
+from tokenry.lab.assets import store as assets_store
+from tokenry.lab.assets.fetch import SourceUnavailable, unpack
+from tokenry.lab.assets.folders import ASSETS, Asset, fetch, status, verify
 
 CONTENT = {"pack/data/a.txt": b"alpha" * 2000, "pack/data/b.txt": b"beta", "pack/setup.py": b"raise SystemExit('must not run')"}
 

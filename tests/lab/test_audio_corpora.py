@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.errors import AssetDamagedError, AssetMissingError
-from tokenry.lab import audio_corpora, espeak, speech_models
-from tokenry.lab.asset_audio import audio_length, read_audio, write_audio
-from tokenry.lab.assets import ASSETS
-from tokenry.lab.audio_corpora import (
+from tokenry.lab.assets.folders import ASSETS
+from tokenry.lab.sources import espeak, speech_models
+from tokenry.lab.sources import recordings as audio_corpora
+from tokenry.lab.sources.espeak import Phone, Utterance, _phones, espeak_all
+from tokenry.lab.sources.recordings import (
     Clip,
     audio_corpus,
     folder_corpus,
@@ -26,10 +27,10 @@ from tokenry.lab.audio_corpora import (
     speech_corpus,
     split_of,
 )
-from tokenry.lab.espeak import Phone, Utterance, _phones, espeak_all
-from tokenry.lab.speaker_encoder import FRAMES, HOP, SpeakerEncoder, mel_energies
-from tokenry.lab.speech_models import d_wer, speaker_similarity, transcribe
-from tokenry.lab.word_errors import edit_distance, normalise, word_error_rate, word_errors
+from tokenry.lab.sources.speaker_encoder import FRAMES, HOP, SpeakerEncoder, mel_energies
+from tokenry.lab.sources.speech import audio_length, read_audio, write_audio
+from tokenry.lab.sources.speech_models import d_wer, speaker_similarity, transcribe
+from tokenry.lab.sources.word_errors import edit_distance, normalise, word_error_rate, word_errors
 
 few = settings(max_examples=25, deadline=None)
 words = st.lists(st.sampled_from("abcd"), max_size=7)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.errors import ResultFileError
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, bootstrap_difference, compare
-from tokenry.lab.reproduce import reproduce
-from tokenry.lab.results import load, load_all, result_path, save, write_atomic
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, bootstrap_difference, compare
+from tokenry.lab.evidence.results import load, load_all, result_path, save, write_atomic
+from tokenry.lab.evidence.run import reproduce
 
 
 class Coin(Claim):

@@ -6,11 +6,12 @@ import json
 import pytest
 import torch
 
+from tokenry.lab.beds.answers import matches
+from tokenry.lab.beds.vqa.bed import WEIGHTS, vqa_items
 from tokenry.lab.compare import Settings, compare_pruning
 from tokenry.lab.compare.methods import VISUAL, kv_method, kv_methods, visual_method
-from tokenry.lab.compare.questions import matches, read_questions
-from tokenry.lab.measure import cache_bytes, peak_bytes, time_ratio
-from tokenry.lab.testbeds.vqa import WEIGHTS, vqa_items
+from tokenry.lab.compare.questions import read_questions
+from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
 
 
 def quiet(message, fraction):
@@ -58,8 +59,8 @@ def test_a_model_and_pictures_of_ones_own(tmp_path, own_data):
 
 
 def test_kv_methods_on_a_text(tmp_path, monkeypatch):
-    from tokenry.lab.compare import kv
-    from tokenry.lab.testbeds.recall import byte_host
+    from tokenry.lab.beds.language.recall import byte_host
+    from tokenry.lab.compare import cache as kv
 
     text = (" ".join(f"line {i} of a text about nothing in particular\n" for i in range(400))) * 2
     (tmp_path / "book.txt").write_text(text)

@@ -15,15 +15,15 @@ from tokenry.codecs import ResidualVQ
 from tokenry.codecs.audio.metrics import mel_distance, si_snr
 from tokenry.codecs.audio.small_codec import ConvCodec, ConvCodecConfig
 from tokenry.errors import AssetMissingError
-from tokenry.lab import speech_models
-from tokenry.lab.asset_audio import read_audio, write_audio
-from tokenry.lab.audio_corpora import Clip
+from tokenry.lab.beds.signals import small_codecs
+from tokenry.lab.beds.signals.small_codecs import SMALL_CODECS, small_codec, training_waves
 from tokenry.lab.compare import audio
 from tokenry.lab.compare.audio import AudioSettings, compare_audio, load_clips, reconstruct, use_of_codes
 from tokenry.lab.compare.audio_codecs import SampleCodec, named_codec
-from tokenry.lab.compare.audio_page import spectrogram
-from tokenry.lab.testbeds import small_codecs
-from tokenry.lab.testbeds.small_codecs import SMALL_CODECS, small_codec, training_waves
+from tokenry.lab.pages.audio import spectrogram
+from tokenry.lab.sources import speech_models
+from tokenry.lab.sources.recordings import Clip
+from tokenry.lab.sources.speech import read_audio, write_audio
 
 
 def quiet(message, fraction):

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tokenry.errors import AssetMissingError
-from tokenry.lab import corpora
-from tokenry.lab.asset_tokenizers import asset_of_tokenizer, load_real_tokenizer, real_tokenizers
-from tokenry.lab.assets import ASSETS
-from tokenry.lab.audit_sources import find_corpora, find_tokenizers
-from tokenry.lab.corpora import DOMAINS, ParallelCorpus, domain_corpus, parallel_corpus, split_texts
-from tokenry.lab.corpora_gettext import has_words, po_messages
-from tokenry.lab.corpora_html import html_blocks
-from tokenry.lab.language_names import NAMES, language_name
+from tokenry.lab.assets.folders import ASSETS
+from tokenry.lab.compare.audit_sources import find_corpora, find_tokenizers
+from tokenry.lab.sources import text as corpora
+from tokenry.lab.sources.language_names import NAMES, language_name
+from tokenry.lab.sources.text import DOMAINS, ParallelCorpus, domain_corpus, parallel_corpus, split_texts
+from tokenry.lab.sources.text_gettext import has_words, po_messages
+from tokenry.lab.sources.text_html import html_blocks
+from tokenry.lab.sources.tokenizers import asset_of_tokenizer, load_real_tokenizer, real_tokenizers
 
 PO = """\
 msgid ""

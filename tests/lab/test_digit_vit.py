@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from tokenry import AssetMissingError
+from tokenry.lab.beds.pictures import birds
+from tokenry.lab.beds.pictures.digit_vit import class_hits, digit_canvases, train_digit_vit
 from tokenry.lab.claims.pruning.eet import CLAIM as EET_CLAIM
 from tokenry.lab.claims.pruning.glsim import CLAIM as GLSIM_CLAIM
-from tokenry.lab.testbeds import birds
-from tokenry.lab.testbeds.digit_vit import class_hits, digit_canvases, train_digit_vit
 
 
 def quiet(message: str, fraction: float) -> None:

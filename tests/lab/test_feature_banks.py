@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tokenry.lab.asset_cnn import EfficientNetLite0, _renamed
-from tokenry.lab.testbeds.feature_banks import _sentences_of, _windows, feature_bank, gaussian_mixture
+from tokenry.lab.beds.signals.feature_banks import _sentences_of, _windows, feature_bank, gaussian_mixture
+from tokenry.lab.sources.cnn import EfficientNetLite0, _renamed
 
 
 def test_a_bank_is_drawn_by_its_seed_without_overlap():
@@ -77,7 +77,7 @@ def test_the_network_has_the_published_shape():
 def test_the_trained_network_knows_a_cat_and_a_coffee():
     from torch.nn import functional as F
 
-    from tokenry.lab.asset_cnn import efficientnet_lite0, photographs
+    from tokenry.lab.sources.cnn import efficientnet_lite0, photographs
 
     model, pictures = efficientnet_lite0(), photographs()
     assert len(pictures) == 10

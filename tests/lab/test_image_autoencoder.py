@@ -10,11 +10,12 @@ import time
 import pytest
 import torch
 
-from tokenry.cli import BAD_INPUT, INTERRUPTED, run
-from tokenry.lab.testbeds import named_quantizers
-from tokenry.lab.testbeds.image_autoencoder import Recipe, build_autoencoder, evaluate, health, train_autoencoder
-from tokenry.lab.testbeds.image_sets import ImageSet, image_set, patches_of
-from tokenry.lab.testbeds.named_quantizers import build_quantizer, fsq_levels, parse_option
+from tokenry.cli import run
+from tokenry.cli.exits import BAD_INPUT, INTERRUPTED
+from tokenry.lab.beds.pictures.image_autoencoder import Recipe, build_autoencoder, evaluate, health, train_autoencoder
+from tokenry.lab.beds.pictures.image_sets import ImageSet, image_set, patches_of
+from tokenry.lab.beds.signals import named_quantizers
+from tokenry.lab.beds.signals.named_quantizers import build_quantizer, fsq_levels, parse_option
 
 NAMES = ("vq", "rvq", "pq", "aq", "simvq", "fsq", "lfq", "bsq")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tokenry.codecs.vq.graph_anchors import GraphAnchorTokenizer
-from tokenry.lab.testbeds.knowledge_graph import (
+from tokenry.lab.beds.graphs.knowledge_graph import (
     HashedNodes,
     KnowledgeGraph,
     NodeTable,
@@ -81,7 +81,7 @@ def test_bad_sizes():
 
 
 def test_twins_and_cores():
-    from tokenry.lab.testbeds.film_graph import core_of, without_twins
+    from tokenry.lab.beds.graphs.film_graph import core_of, without_twins
 
     triples = {(f"f{i}", "by", f"p{i % 3}") for i in range(9)} | {(f"p{i % 3}", "made", f"f{i}") for i in range(9)}
     assert without_twins(triples) == {t for t in triples if t[1] == "by"}
@@ -93,7 +93,7 @@ def test_twins_and_cores():
 
 @pytest.mark.slow
 def test_the_film_graph():
-    from tokenry.lab.testbeds.film_graph import film_graph
+    from tokenry.lab.beds.graphs.film_graph import film_graph
 
     graph = film_graph()
     assert torch.equal(graph.every, film_graph().every)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokenry.lab.testbeds.next_word import Sizes, WordCorpus, build, matched_width, parameters, predict, train, unit_coder
+from tokenry.lab.beds.language.next_word import Sizes, WordCorpus, build, matched_width, parameters, predict, train, unit_coder
 
 TEXT = "The cat sat on the mat, and the dog sat on the log. A bird sat on the internationalisation! " * 60
 CORPUS = WordCorpus.of(TEXT, characters=len(TEXT))

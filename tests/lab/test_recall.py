@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 
-from tokenry.hosts.kv_cache import compress_cache
+from tokenry.hosts.cache import compress_cache
 from tokenry.hosts.release import as_argument, cache_of
-from tokenry.lab.testbeds.recall import Item, byte_host, continuation_items, recall_items, score_item
+from tokenry.lab.beds.language.recall import Item, byte_host, continuation_items, recall_items, score_item
 from tokenry.pruning import D2O, H2O, FullCache, SnapKV, StreamingLLM
 
 TEXT = inspect.getsource(argparse)

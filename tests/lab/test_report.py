@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.lab.test_claims import Coin
-from tokenry.lab.compare.figure import quality_figure
-from tokenry.lab.compare.page import write_page
-from tokenry.lab.report import build
-from tokenry.lab.reproduce import reproduce
-from tokenry.lab.results import load, save
+from tokenry.lab.evidence.results import load, save
+from tokenry.lab.evidence.run import reproduce
+from tokenry.lab.pages.compare import write_page
+from tokenry.lab.pages.figure import quality_figure
+from tokenry.lab.pages.report import build
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 

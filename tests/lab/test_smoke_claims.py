@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tokenry.catalog import systems
-from tokenry.lab.claim import SCALES
-from tokenry.lab.reproduce import claim_of, reproduce
-from tokenry.lab.results import load_all
+from tokenry.lab.evidence.claim import SCALES
+from tokenry.lab.evidence.results import load_all
+from tokenry.lab.evidence.run import claim_of, reproduce
 
 BUILT = [row.slug for row in systems() if row.status == "built"]
 

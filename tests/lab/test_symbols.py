@@ -2,8 +2,16 @@
 
 import torch
 
+from tokenry.lab.beds.language.symbols import (
+    LETTERS,
+    build_model,
+    letters_of,
+    losses_by_position,
+    rotary_body,
+    train_on,
+    windows,
+)
 from tokenry.lab.claims.text.lexinvariant import _chain
-from tokenry.lab.testbeds.symbols import LETTERS, build_model, letters_of, losses_by_position, rotary_body, train_on, windows
 from tokenry.text.lexinvariant import lookup_task
 
 

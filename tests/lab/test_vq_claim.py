@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from tokenry.lab.beds.signals.feature_banks import FeatureBank, feature_bank
 from tokenry.lab.claims.codecs.vq import CLAIM
 from tokenry.lab.claims.codecs.vq.distortion import FITTED, RATES, TRAINED, at_rate, compare_books, explained, grouped
-from tokenry.lab.testbeds.feature_banks import FeatureBank, feature_bank
 
 
 def test_groups_are_means_of_consecutive_values():

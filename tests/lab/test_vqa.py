@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.lab.testbeds import vqa, vqa_losses
-from tokenry.lab.testbeds.canvas import COLOUR_NAMES, FAMILY, KINDS, ZONES, CanvasSpec, ask, make_canvases, questions
-from tokenry.lab.testbeds.vqa import WEIGHTS, WORDS, load_vqa, split_indices, vqa_items
+from tokenry.lab.beds.pictures.canvas import COLOUR_NAMES, FAMILY, KINDS, ZONES, CanvasSpec, ask, make_canvases, questions
+from tokenry.lab.beds.vqa import bed as vqa
+from tokenry.lab.beds.vqa import losses as vqa_losses
+from tokenry.lab.beds.vqa.bed import WEIGHTS, WORDS, load_vqa, split_indices, vqa_items
 
 needs_weights = pytest.mark.skipif(not (WEIGHTS / "model.safetensors").exists(), reason="the weights are not in this checkout")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as tf
 
-from tokenry.hosts.kv_policy import Budget, Slots
+from tokenry.hosts.cache import Budget, Slots
 from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning import H2O, FullCache, SnapKV, StreamingLLM
 from tokenry.pruning.kv_method import choose_slots, take_slots

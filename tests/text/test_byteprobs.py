@@ -24,8 +24,8 @@ from transformers import (
 
 from tests.text.tokenizers import TEXT, make
 from tokenry import UnsupportedModelError
+from tokenry.hosts.paths import PathScorer
 from tokenry.hosts.text import ByteVocabulary
-from tokenry.hosts.token_paths import PathScorer
 from tokenry.testing.byte_models import check_byte_model
 from tokenry.text import ByteEnsemble, ByteLM
 from tokenry.text.byteprobs import byte_decoding, fill_in_the_middle, healed_next_byte, naive_next_byte

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry import UnsupportedModelError
-from tokenry.hosts.text import ByteVocabulary, is_canonical
-from tokenry.hosts.text_canonical import Reencoding
-from tokenry.lab.asset_tokenizers import load_real_tokenizer, real_tokenizers
+from tokenry.hosts.text import ByteVocabulary, Reencoding, is_canonical
+from tokenry.lab.sources.tokenizers import load_real_tokenizer, real_tokenizers
 
 pytestmark = pytest.mark.slow
 

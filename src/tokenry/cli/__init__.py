@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-OK, CLAIM_FAILED, BAD_INPUT, MISSING, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+from tokenry.cli.exits import BAD_INPUT, DAMAGED, INTERRUPTED, MISSING, OK
+
 _INTERRUPTED = "interrupted; what was finished is on disk, run the same command to go on"
 
 

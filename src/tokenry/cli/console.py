@@ -57,6 +57,15 @@ def progress(title: str) -> Iterator[Report]:
         yield lambda message, fraction: bar.update(task, completed=fraction, description=f"{title}: {_plain(message)}")
 
 
+def pick_device(name: str) -> str:
+    """The device a run uses: ``auto`` takes CUDA, then MPS, then the CPU."""
+    import torch
+
+    if name != "auto":
+        return str(torch.device(name))
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def _lines(title: str) -> Report:
     said = -1
 

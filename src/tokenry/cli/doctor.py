@@ -23,9 +23,9 @@ _TOOLS = {"npm": "fetches assets from npm packages", "dpkg": "unpacks assets fro
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False) -> None:
     """Report what is installed, what is missing and the command that adds it. Exit code 3 if a core package is missing."""
-    from tokenry.cli import MISSING
     from tokenry.cli.console import out, say_json, table
-    from tokenry.lab.assets import ASSETS, cache_dir, is_offline, status
+    from tokenry.cli.exits import MISSING
+    from tokenry.lab.assets.folders import ASSETS, cache_dir, is_offline, status
 
     packages = {extra: {name: _version(name) for name in names} for extra, names in _NEEDS.items()}
     states = {name: status(name).state for name in ASSETS}

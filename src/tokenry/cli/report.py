@@ -16,8 +16,8 @@ def report(
 ) -> None:
     """Write the report: a leaderboard of all claims and a page per system. Open index.html from the file system."""
     from tokenry.extras import require
-    from tokenry.lab.report import build
-    from tokenry.lab.results import results_folder
+    from tokenry.lab.evidence.results import results_folder
+    from tokenry.lab.pages.report import build
 
     require("lab")
     typer.echo(str(build(results_folder(results), out)))

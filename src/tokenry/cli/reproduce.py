@@ -21,13 +21,13 @@ def reproduce(
 ) -> None:
     """Run the claims of systems. Finished seeds are kept; exit code 1 when a claim fails."""
     from tokenry.catalog import systems
-    from tokenry.cli import CLAIM_FAILED
-    from tokenry.cli.console import progress, say_json, table
+    from tokenry.cli.console import pick_device, progress, say_json, table
+    from tokenry.cli.exits import CLAIM_FAILED
     from tokenry.core.checks import check_choice
     from tokenry.extras import require
-    from tokenry.lab.claim import SCALES
-    from tokenry.lab.reproduce import claim_of
-    from tokenry.lab.reproduce import reproduce as run
+    from tokenry.lab.evidence.claim import SCALES
+    from tokenry.lab.evidence.run import claim_of
+    from tokenry.lab.evidence.run import reproduce as run
 
     check_choice("--scale", scale, SCALES)
     require("lab")
@@ -59,12 +59,3 @@ def reproduce(
         table("verdicts", ["system", "verdict", "reason", "cost"], verdicts)
     if any(r.verdict == "fails" for r in results):
         raise typer.Exit(CLAIM_FAILED)
-
-
-def pick_device(name: str) -> str:
-    """The device a run uses: ``auto`` takes CUDA, then MPS, then the CPU."""
-    import torch
-
-    if name != "auto":
-        return str(torch.device(name))
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

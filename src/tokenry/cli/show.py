@@ -25,7 +25,7 @@ def show(
         return
     from tokenry.catalog import system
     from tokenry.cli.console import out, say_json, table
-    from tokenry.lab.results import load, result_path, results_folder
+    from tokenry.lab.evidence.results import load, result_path, results_folder
 
     row = system(slug)
     facts: dict[str, Any] = {
@@ -34,7 +34,7 @@ def show(
         "statement": "", "evidence": [],
     }  # fmt: skip
     if row.status == "built":
-        from tokenry.lab.reproduce import claim_of
+        from tokenry.lab.evidence.run import claim_of
 
         facts["statement"] = claim_of(slug).statement
     for scale in ("smoke", "small", "paper"):

@@ -41,12 +41,11 @@ def autoencoder(
     as_json: Annotated[bool, typer.Option("--json", help="The last line of the log as JSON instead of a table.")] = False,
 ) -> None:
     """Train, or go on from the checkpoint in --out: perplexity, usage and dead codes of the test images as it goes."""
-    from tokenry.cli.console import say_json
-    from tokenry.cli.reproduce import pick_device
+    from tokenry.cli.console import pick_device, say_json
     from tokenry.extras import require
-    from tokenry.lab.testbeds.image_autoencoder import Recipe, train_autoencoder
-    from tokenry.lab.testbeds.image_sets import image_set
-    from tokenry.lab.testbeds.named_quantizers import parse_option
+    from tokenry.lab.beds.pictures.image_autoencoder import Recipe, train_autoencoder
+    from tokenry.lab.beds.pictures.image_sets import image_set
+    from tokenry.lab.beds.signals.named_quantizers import parse_option
 
     require("lab")
     recipe = Recipe(
@@ -97,7 +96,7 @@ def _each(value: Any) -> str:
 
 def _finish(log: list[dict[str, Any]], quantizer: Any, out: Path) -> None:
     from tokenry.cli.console import table
-    from tokenry.lab.testbeds.image_autoencoder import LOG, QUANTIZER
+    from tokenry.lab.beds.pictures.image_autoencoder import LOG, QUANTIZER
 
     columns = ["step", "test mse", "perplexity", "usage", "dead"]
     shown = log if len(log) <= 10 else [log[round(i * (len(log) - 1) / 9)] for i in range(10)]

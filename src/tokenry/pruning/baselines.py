@@ -14,9 +14,7 @@ from tokenry.core.attention import attention_rows
 from tokenry.core.checks import check_choice, check_int, check_mask, check_range
 from tokenry.core.selection import RULES, greedy_select, top_k
 from tokenry.core.similarity import unit_rows
-from tokenry.hosts.vlm import VisualTokens
-from tokenry.hosts.vlm_signals import Signals
-from tokenry.hosts.vlm_stage import BlockView, DecoderStage
+from tokenry.hosts.vlm import BlockView, DecoderStage, Signals, VisualTokens
 from tokenry.pruning.base import check_tokens
 from tokenry.pruning.importance import SOURCES, Source, resolve_source, signals_for, unit_importance
 from tokenry.pruning.visual import VisualPruner, identity, rank_by

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_choice
-from tokenry.hosts.vlm import VisualTokens
-from tokenry.hosts.vlm_signals import Signals
+from tokenry.hosts.vlm import Signals, VisualTokens
 from tokenry.pruning.sensitivity import exact_sensitivity, unit_directions
 
 Source = Literal["auto", "cls_attention", "norm", "sensitivity", "random", "uniform"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.hosts.kv_policy import Budget, Signal, Slots
+from tokenry.hosts.cache import Budget, Signal, Slots
 from tokenry.pruning.kv_method import CacheMethod, at_least_one, choose_slots, floor_slots, take_slots
 
 

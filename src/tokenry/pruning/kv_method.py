@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from tokenry.core.checks import check_choice, check_int
 from tokenry.core.selection import check_keep
+from tokenry.hosts.cache import Budget, Compressed, Prompt, Signal, Slots, compress_cache
 from tokenry.hosts.decoder import OnSliding
-from tokenry.hosts.kv_cache import compress_cache
-from tokenry.hosts.kv_policy import Budget, Compressed, Prompt, Signal, Slots
 from tokenry.pruning.base import Kept, PruningTrace
 
 

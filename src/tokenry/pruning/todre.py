@@ -24,9 +24,7 @@ from torch import Tensor, nn
 from tokenry.core.attention import mass_between
 from tokenry.core.checks import check_choice, check_int, check_range, check_tensor
 from tokenry.core.selection import greedy_select
-from tokenry.hosts.vlm import VisualTokens
-from tokenry.hosts.vlm_signals import Signals
-from tokenry.hosts.vlm_stage import BlockView, DecoderStage
+from tokenry.hosts.vlm import BlockView, DecoderStage, Signals, VisualTokens
 from tokenry.pruning.base import check_tokens
 from tokenry.pruning.importance import resolve_source, signals_for
 from tokenry.pruning.visual import VisualPruner, identity

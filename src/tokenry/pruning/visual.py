@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.selection import top_k
-from tokenry.hosts.vlm import Positions, VisualTokens, prune_prompt
-from tokenry.hosts.vlm_signals import Signals
-from tokenry.hosts.vlm_stage import BlockView, DecoderStage
+from tokenry.hosts.vlm import BlockView, DecoderStage, Positions, Signals, VisualTokens, prune_prompt
 from tokenry.pruning.base import Kept, Pruner, PruningTrace, check_tokens
 
 Scope = Literal["image", "prompt", "crop"]

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from tokenry.core.checks import check_choice, check_int, check_range, check_shape
 from tokenry.core.selection import greedy_select, resolve_budget
-from tokenry.hosts.vlm import VisualTokens
-from tokenry.hosts.vlm_signals import Signals
+from tokenry.hosts.vlm import Signals, VisualTokens
 from tokenry.pruning.base import check_tokens
 from tokenry.pruning.sensitivity import (
     Map,

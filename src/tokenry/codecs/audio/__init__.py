@@ -9,7 +9,7 @@ _EXPORTS = {
     "AudioCodec": f"{_HERE}.codec",
     "AudioCodes": f"{_HERE}.codec",
     "bitrate": f"{_HERE}.codec",
-    "CodecLayout": "tokenry.hosts.audio_layout",
+    "CodecLayout": "tokenry.hosts.audio.layout",
     "HostedCodec": f"{_HERE}.hosted",
     "load_audio_codec": f"{_HERE}.hosted",
     "CodeStream": f"{_HERE}.streaming",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_device, check_finite, check_float, check_int, check_tensor
-from tokenry.hosts.audio_layout import CodecLayout
+from tokenry.hosts.audio import CodecLayout
 
 if TYPE_CHECKING:
     from tokenry.codecs.audio.streaming import CodeStream

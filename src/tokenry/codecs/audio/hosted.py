@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tokenry.codecs.audio.codec import AudioCodec
 from tokenry.codecs.audio.streaming import CodeStream
 from tokenry.errors import UnsupportedModelError
-from tokenry.hosts.audio_codecs import SUPPORTED, host_of
+from tokenry.hosts.audio.base import SUPPORTED
+from tokenry.hosts.audio.registry import host_of
 
 
 class HostedCodec(AudioCodec):

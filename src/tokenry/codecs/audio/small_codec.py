@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from tokenry.codecs.audio.codec import AudioCodec
 from tokenry.codecs.audio.streaming import CodeStream
 from tokenry.codecs.vq import Quantized, Quantizer, ResidualVQ
+from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_float, check_int
-from tokenry.hosts.audio_layout import CodecLayout
-from tokenry.hosts.audio_stages import Chain, Convolution, Elementwise, Residual, Stage
-from tokenry.hosts.checkpoint import CONFIG, WEIGHTS, write_checkpoint
+from tokenry.hosts.audio import Chain, CodecLayout, Convolution, Elementwise, Residual, Stage
 
 
 @dataclass(frozen=True)

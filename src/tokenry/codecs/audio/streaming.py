@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_finite, check_int, check_tensor
-from tokenry.hosts.audio_stages import Stage
+from tokenry.hosts.audio import Stage
 
 if TYPE_CHECKING:
     from tokenry.codecs.audio.codec import AudioCodec, AudioCodes

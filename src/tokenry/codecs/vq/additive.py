@@ -19,8 +19,8 @@ from tokenry.codecs.vq.base import Choice, spread
 from tokenry.codecs.vq.lookup import LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks import draw_rows
-from tokenry.core.ranks import sum_over_ranks
+from tokenry.core.codebooks.codebooks import draw_rows
+from tokenry.core.codebooks.ranks import sum_over_ranks
 
 
 class AdditiveVQ(AdditiveSearch, LookupQuantizer):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenry.core.codebooks import nearest_codes
+from tokenry.core.codebooks.codebooks import nearest_codes
 
 ENCODERS = ("greedy", "beam", "icm", "exhaustive")
 

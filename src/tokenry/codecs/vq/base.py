@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_finite, check_float, check_int, check_mask
-from tokenry.core.codebook_stats import CodebookStats, check_indices
-from tokenry.hosts.checkpoint import CONFIG, WEIGHTS, write_checkpoint
+from tokenry.core.codebooks.stats import CodebookStats, check_indices
 
 Q = TypeVar("Q", bound="Quantizer")
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.codecs.vq.base import Choice, Quantizer
-from tokenry.core.bit_entropy import MAX_JOINT_BITS, batch_entropy, sample_entropy, weighted_mean
 from tokenry.core.checks import check_int, check_range
-from tokenry.core.gradient_estimators import straight_through
+from tokenry.core.codebooks.entropy import MAX_JOINT_BITS, batch_entropy, sample_entropy, weighted_mean
+from tokenry.core.codebooks.estimators import straight_through
 
 
 class BinaryQuantizer(Quantizer):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenry.codecs.vq.base import Quantizer
 from tokenry.core.checks import check_int
-from tokenry.core.codebook_stats import check_indices
+from tokenry.core.codebooks.stats import check_indices
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from tokenry.codecs.vq.graph_distance import (
     sampled_anchors,
 )
 from tokenry.codecs.vq.graph_health import HashHealth, hash_health
+from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_choice, check_int, check_range, check_tensor
-from tokenry.hosts.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 
 STRATEGY: Mapping[str, float] = {"degree": 0.4, "pagerank": 0.4, "random": 0.2}
 PAD, NOTHING = 0, 1

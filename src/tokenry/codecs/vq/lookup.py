@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenry.codecs.vq.base import Quantizer
-from tokenry.core.bit_entropy import entropy
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks import cluster_sums, draw_rows, kmeans, nearest_codes, squared_distances
-from tokenry.core.gradient_estimators import (
+from tokenry.core.codebooks.codebooks import cluster_sums, draw_rows, kmeans, nearest_codes, squared_distances
+from tokenry.core.codebooks.entropy import entropy
+from tokenry.core.codebooks.estimators import (
     ESTIMATORS,
     SOFT_ESTIMATORS,
     gumbel_softmax,
@@ -20,7 +20,7 @@ from tokenry.core.gradient_estimators import (
     rotation_trick,
     straight_through,
 )
-from tokenry.core.ranks import joined_rows, sum_over_ranks, world_size
+from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, world_size
 
 Distance = Literal["euclidean", "cosine"]
 Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop"]

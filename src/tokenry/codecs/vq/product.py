@@ -18,8 +18,8 @@ from tokenry.codecs.vq.base import Choice, spread
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_int
-from tokenry.core.codebook_stats import check_indices
-from tokenry.core.codebooks import nearest_codes
+from tokenry.core.codebooks.codebooks import nearest_codes
+from tokenry.core.codebooks.stats import check_indices
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -23,8 +23,8 @@ from tokenry.codecs.vq.base import Choice, Quantized, spread
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer, Stage
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks import code_bias, nearest_codes
-from tokenry.core.gradient_estimators import SOFT_ESTIMATORS
+from tokenry.core.codebooks.codebooks import code_bias, nearest_codes
+from tokenry.core.codebooks.estimators import SOFT_ESTIMATORS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

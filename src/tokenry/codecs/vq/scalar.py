@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenry.codecs.vq.base import Choice, Quantizer
 from tokenry.core.checks import check_int
-from tokenry.core.gradient_estimators import straight_through
+from tokenry.core.codebooks.estimators import straight_through
 
 _EPS = 1e-3
 _ROWS = 64  # rows that are worked on side by side

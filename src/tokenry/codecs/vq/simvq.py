@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from tokenry.codecs.vq.base import Choice, Quantizer, seeded_linear, spread
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks import nearest_codes
-from tokenry.core.gradient_estimators import rotation_trick, straight_through
+from tokenry.core.codebooks.codebooks import nearest_codes
+from tokenry.core.codebooks.estimators import rotation_trick, straight_through
 
 
 class SimVQ(Quantizer):

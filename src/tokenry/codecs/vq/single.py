@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.base import Choice, spread
 from tokenry.codecs.vq.lookup import Distance, Estimator, LookupQuantizer
 from tokenry.core.checks import check_choice, check_finite, check_int, check_shape
-from tokenry.core.codebooks import kmeans, nearest_codes
+from tokenry.core.codebooks.codebooks import kmeans, nearest_codes
 
 
 class VectorQuantizer(LookupQuantizer):

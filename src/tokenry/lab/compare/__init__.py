@@ -3,72 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from tokenry.lab.claim import Progress, bootstrap_difference
-from tokenry.lab.results import environment, write_atomic
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to compare. `model` None = the testbed in the package; `data` None = its held-out items."""
-
-    model: str | None = None
-    data: Path | None = None
-    methods: tuple[str, ...] | None = None
-    keeps: tuple[float, ...] = (0.5, 0.25, 0.1)
-    limit: int = 200
-    batch: int = 16
-    seed: int = 0
-    device: str = "cpu"
-    positions: Literal["reindex", "gather"] = "reindex"
-    maps: int = 8
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "data": None if self.data is None else str(self.data)}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method at one budget: outcome per item (higher is better) and cost as ratios to no pruning."""
-
-    outcomes: list[float]
-    kept: float
-    total: float
-    time_ratio: float
-    memory_ratio: float
-    cache_ratio: float
-    note: str = ""
-
-
-class Bench(Protocol):
-    """A model with its data, ready to be measured under one method and budget."""
-
-    model_name: str
-    data_name: str
-    quality: str
-    default_methods: tuple[str, ...]
-
-    def count(self) -> int:
-        """Number of items."""
-        ...
-
-    @staticmethod
-    def check(methods: tuple[str, ...]) -> None:
-        """Refuse unknown method names before anything is loaded."""
-        ...
-
-    def measure(self, method: str, keep: float, progress: Callable[[float], None]) -> Row:
-        """Measure one method at one budget."""
-        ...
-
-    def maps(self) -> dict[str, Any]:
-        """Pictures and kept tokens for the page; empty where there are none."""
-        ...
+from tokenry.lab.compare.rows import Bench, Row, Settings
+from tokenry.lab.evidence.claim import Progress, bootstrap_difference
+from tokenry.lab.evidence.results import environment, write_atomic
 
 
 def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[str, Any]:
@@ -76,8 +17,8 @@ def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[s
 
     Rows are written as they are measured; a run with the same settings continues where the last one stopped.
     """
-    from tokenry.lab.compare.figure import quality_figure
-    from tokenry.lab.compare.page import write_page
+    from tokenry.lab.pages.compare import write_page
+    from tokenry.lab.pages.figure import quality_figure
 
     progress("loading", 0.0)
     kind = _bench_class(settings)
@@ -107,10 +48,10 @@ def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[s
 
 def _bench_class(settings: Settings) -> Any:
     if settings.data is not None and settings.data.suffix in (".txt", ".md"):
-        from tokenry.lab.compare.kv import KVBench
+        from tokenry.lab.compare.cache import KVBench
 
         return KVBench
-    from tokenry.lab.compare.vision import VisionBench
+    from tokenry.lab.compare.vlm import VisionBench
 
     return VisionBench
 

@@ -17,10 +17,10 @@ from tokenry.codecs.audio.codec import AudioCodec, bitrate
 from tokenry.codecs.audio.metrics import mel_distance, multi_resolution_stft_distance, resample, sdr, si_snr, stoi
 from tokenry.core.checks import check_choice, check_int
 from tokenry.errors import AssetMissingError
-from tokenry.lab.audio_corpora import DOMAINS, Clip, audio_corpus, folder_corpus, speech_corpus
-from tokenry.lab.claim import Progress, bootstrap_difference
 from tokenry.lab.compare.audio_codecs import DEFAULT, check_codec_name, named_codec
-from tokenry.lab.results import environment, write_atomic
+from tokenry.lab.evidence.claim import Progress, bootstrap_difference
+from tokenry.lab.evidence.results import environment, write_atomic
+from tokenry.lab.sources.recordings import DOMAINS, Clip, audio_corpus, folder_corpus, speech_corpus
 
 LONGEST = 10.0  # seconds of a clip that are compared
 BATCH = 4
@@ -70,7 +70,7 @@ def compare_audio(settings: AudioSettings, out: Path, progress: Progress) -> dic
 
     A row is written as soon as it is measured; a run with the same settings continues where the last one stopped.
     """
-    from tokenry.lab.compare.audio_page import write_page, write_reference
+    from tokenry.lab.pages.audio import write_page, write_reference
 
     progress("loading", 0.0)
     clips = {domain: load_clips(settings, domain) for domain in settings.domains}
@@ -212,7 +212,7 @@ def _speech(
     heard: dict[str, list[str]],
 ) -> dict[str, Any]:
     """Word error rates of English clips and the similarity of voices; without the models a note says so."""
-    from tokenry.lab.speech_models import speaker_similarity, transcribe, word_errors
+    from tokenry.lab.sources.speech_models import speaker_similarity, transcribe, word_errors
 
     spoken = [i for i, c in enumerate(clips) if c.language in ("en", "")]
     try:

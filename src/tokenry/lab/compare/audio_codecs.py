@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tokenry.codecs.audio.codec import AudioCodec
 from tokenry.codecs.audio.hosted import load_audio_codec
-from tokenry.hosts.audio_layout import CodecLayout
-from tokenry.lab.testbeds.small_codecs import SMALL_CODECS, small_codec
+from tokenry.hosts.audio import CodecLayout
+from tokenry.lab.beds.signals.small_codecs import SMALL_CODECS, small_codec
 from tokenry.lazy import suggest
 
 BASELINES = ("pcm16", "mulaw")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,3 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
-def matches(prediction: str, answer: str) -> float:
-    """1.0 if the answer occurs in the prediction as whole words, case and punctuation aside, else 0.0."""
-    said, wanted = (re.sub(r"[^\w]+", " ", text.lower()).strip() for text in (prediction, answer))
-    return float(bool(wanted) and f" {wanted} " in f" {said} ")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.hosts.kv_policy import Budget, Prompt, Signal, Slots
+from tokenry.hosts.cache import Budget, Prompt, Signal, Slots
 from tokenry.pruning.d2o.layers import DENSITIES, Density, attention_density, layer_ratios
 from tokenry.pruning.d2o.tokens import MERGES, Merge, ema_weights, evict_and_merge
 from tokenry.pruning.kv_method import CacheMethod, at_least_one, choose_slots, floor_slots, take_slots

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_device, check_finite, check_float, check_int, check_range, check_shape
 from tokenry.core.similarity import unit_rows
-from tokenry.hosts.kv_policy import Budget, Slots
+from tokenry.hosts.cache import Budget, Slots
 from tokenry.pruning.kv_method import choose_slots, take_slots
 
 Merge = Literal["weighted", "scatter_mean"]

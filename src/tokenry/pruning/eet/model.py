@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_int
-from tokenry.hosts.capture import attached
-from tokenry.hosts.vision import capture_cls_row, describe, final_tokens
-from tokenry.hosts.vision_checkpoint import fill, load_vision_module, save_vision_module
+from tokenry.hosts.attach import attached
+from tokenry.hosts.vision import capture_cls_row, describe, fill, final_tokens, load_vision_module, save_vision_module
 from tokenry.pruning.eet.hashing import binary_codes
 from tokenry.pruning.eet.importance import content_importance
 from tokenry.pruning.eet.prune import EET

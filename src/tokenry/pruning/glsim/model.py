@@ -13,8 +13,15 @@ from torch.nn import functional as F
 from transformers.utils.generic import ModelOutput
 
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.hosts.vision import describe, final_tokens, global_and_patches, image_size_of
-from tokenry.hosts.vision_checkpoint import fill, load_vision_module, save_vision_module
+from tokenry.hosts.vision import (
+    describe,
+    fill,
+    final_tokens,
+    global_and_patches,
+    image_size_of,
+    load_vision_module,
+    save_vision_module,
+)
 from tokenry.pruning.glsim.crops import crop_boxes, crop_images
 from tokenry.pruning.glsim.similarity import METRICS, Metric, global_local_similarity
 

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.selection import greedy_select
-from tokenry.hosts.vlm import VisualTokens
-from tokenry.hosts.vlm_signals import Signals
+from tokenry.hosts.vlm import Signals, VisualTokens
 from tokenry.pruning.base import check_tokens
 from tokenry.pruning.idpruner.metrics import hopkins_statistic, importance_retention
 from tokenry.pruning.idpruner.scorer import ImportanceScorer, ScorerConfig, soft_top_k

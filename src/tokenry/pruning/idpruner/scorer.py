@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_finite, check_float, check_int, check_mask, check_range, check_shape
-from tokenry.hosts.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 
 _BISECTIONS = 64
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_int, check_range
-from tokenry.hosts.vlm_weights import weigh_visual_tokens
+from tokenry.hosts.vlm import weigh_visual_tokens
 from tokenry.pruning.idpruner.scorer import ImportanceScorer, soft_top_k
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from tokenry.hosts.text_layout import as_backend
+from tokenry.hosts.text import as_backend
 
 KINDS = ("unknown", "normalised", "spacing", "changed")
 """Ways a line can fail to come back: unknown tokens; as the normaliser left it; other white space; anything else."""

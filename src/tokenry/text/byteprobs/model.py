@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tokenry.core.checks import check_int
 from tokenry.errors import UnsupportedModelError
-from tokenry.hosts.text import ByteVocabulary, as_bytes
-from tokenry.hosts.text_classes import split_partial
-from tokenry.hosts.token_paths import PathScorer
+from tokenry.hosts.paths import PathScorer
+from tokenry.hosts.text import ByteVocabulary, as_bytes, split_partial
 from tokenry.text.byteprobs.sampling import byte_stream, check_sampling, sample_symbol
 from tokenry.text.byteprobs.state import ByteState, Group, Tip
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from tokenry.core.checks import check_choice, check_int
-from tokenry.hosts.text import ByteVocabulary
-from tokenry.hosts.text_classes import split_partial
+from tokenry.hosts.text import ByteVocabulary, split_partial
 from tokenry.text.consistency.edits import spelled
 from tokenry.text.consistency.spans import split_words
 

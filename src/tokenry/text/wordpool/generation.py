@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from torch.nn import functional as F
 from tokenry.core.checks import check_int, check_range
 from tokenry.text.wordpool.batch import WordBatch, check_words
 from tokenry.text.wordpool.blocks import BlockCache
-
-if TYPE_CHECKING:
-    from tokenry.text.wordpool.model import WordPoolForCausalLM
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +31,7 @@ class SpelledWords:
 
 @torch.no_grad()
 def generate_words(
-    model: WordPoolForCausalLM,
+    model: Any,
     input_units: Tensor,
     word_lengths: Tensor | None = None,
     *,
@@ -96,7 +93,7 @@ def _last(states: Tensor, mask: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def spell_next(
-    model: WordPoolForCausalLM,
+    model: Any,
     state: Tensor,
     *,
     do_sample: bool = False,
@@ -140,7 +137,7 @@ def spell_next(
 
 @torch.no_grad()
 def score_words(
-    model: WordPoolForCausalLM,
+    model: Any,
     input_units: Tensor,
     word_lengths: Tensor | None = None,
     *,

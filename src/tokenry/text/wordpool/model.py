@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput  # pyright: ignore[reportPrivateImportUsage]
 
 from tokenry.hosts.release import as_argument
+from tokenry.text.wordpool import generation
 from tokenry.text.wordpool.batch import WordBatch, check_words
 from tokenry.text.wordpool.blocks import BlockCache, CausalBlocks
 from tokenry.text.wordpool.config import WordPoolConfig
@@ -220,15 +221,11 @@ class WordPoolForCausalLM(PreTrainedModel):
 
     def generate_words(self, input_units: Tensor, word_lengths: Tensor | None = None, **options: Any) -> Any:
         """Continue windows of words; see :func:`tokenry.text.wordpool.generate_words`."""
-        from tokenry.text.wordpool.generation import generate_words
-
-        return generate_words(self, input_units, word_lengths, **options)
+        return generation.generate_words(self, input_units, word_lengths, **options)
 
     def score_words(self, input_units: Tensor, word_lengths: Tensor | None = None, **options: Any) -> Tensor:
         """Log-probabilities of candidates for the next word; see :func:`tokenry.text.wordpool.score_words`."""
-        from tokenry.text.wordpool.generation import score_words
-
-        return score_words(self, input_units, word_lengths, **options)
+        return generation.score_words(self, input_units, word_lengths, **options)
 
 
 def _length(cache: Any) -> int:

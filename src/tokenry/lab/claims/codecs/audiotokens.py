@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds import audio_bench as bench
+from tokenry.lab.beds.signals import audio_bench as bench
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 
 _HUB = ("facebook/encodec_24khz", "kyutai/mimi", "descript/dac_24khz")
 

@@ -15,8 +15,7 @@ import inspect
 from typing import Any
 
 from tokenry.errors import AssetMissingError
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.recall import (
+from tokenry.lab.beds.language.recall import (
     Host,
     Item,
     Outcome,
@@ -26,6 +25,7 @@ from tokenry.lab.testbeds.recall import (
     score_item,
     smollm2_host,
 )
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 from tokenry.pruning import D2O, H2O, FullCache, SnapKV, StreamingLLM
 from tokenry.pruning.kv_method import CacheMethod
 
@@ -124,7 +124,7 @@ def _host(sizes: dict[str, Any], seed: int, device: str) -> tuple[Host, str]:
 
         return byte_host(inspect.getsource(argparse), seed=seed, device=device), inspect.getsource(typing)
     if sizes["host"] == "smollm2":
-        from tokenry.lab.asset_loaders import text_corpus
+        from tokenry.lab.sources.models import text_corpus
 
         return smollm2_host(device), text_corpus()
     return _hub_host(sizes["host"], sizes["data"], device)

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.digit_vit import (
+from tokenry.lab.beds.pictures.digit_vit import (
     CLASSES,
     Canvases,
     class_hits,
@@ -23,6 +22,7 @@ from tokenry.lab.testbeds.digit_vit import (
     hash_model_on,
     train_digit_vit,
 )
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 
 _KEEP = {1: 12, 2: 6}
 
@@ -56,7 +56,7 @@ class EETClaim(Claim):
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
         """Train one classifier, prune it in every way, then train the hashing models from it."""
         if scale == "paper":
-            from tokenry.lab.testbeds.birds import eet_measurement
+            from tokenry.lab.beds.pictures.birds import eet_measurement
 
             return eet_measurement("facebook/deit-small-patch16-224", self.settings(scale), seed, device, progress)
         settings = self.settings(scale)

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.core.selection import top_k
-from tokenry.lab.claim import Claim, Contrast, Measurement, Progress, Scale
-from tokenry.lab.measure import seconds
+from tokenry.lab.evidence.claim import Claim, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.measure import seconds
 
 _GRID, _SPAN, _WIDTH = 14, 5, 768
 _LAYERS, _HEADS = 12, 12
@@ -95,7 +95,7 @@ class GLSimClaim(Claim):
         if settings["digit_epochs"]:
             facts |= _digit_facts(settings["digit_epochs"], seed, device, progress)
         if scale == "paper":
-            from tokenry.lab.testbeds.birds import hit_rates
+            from tokenry.lab.beds.pictures.birds import hit_rates
 
             facts |= hit_rates("facebook/dinov2-base", count, seed, device)
         progress("done", 1.0)
@@ -123,7 +123,7 @@ def _speeds(count: int, top: int, seed: int, device: str) -> tuple[list[float], 
 
 
 def _digit_facts(epochs: int, seed: int, device: str, progress: Progress) -> dict[str, float | str]:
-    from tokenry.lab.testbeds.digit_vit import class_hits, digit_canvases, train_digit_vit
+    from tokenry.lab.beds.pictures.digit_vit import class_hits, digit_canvases, train_digit_vit
     from tokenry.pruning.glsim import GLSim
 
     model = train_digit_vit(

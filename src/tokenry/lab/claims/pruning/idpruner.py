@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.visual_bench import bench_of, scale_settings
+from tokenry.lab.beds.vqa.bench import bench_of, scale_settings
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 from tokenry.pruning import DivPrune, IDPruner, NoPruning, RandomPruner, TopK
 from tokenry.pruning.idpruner import hopkins_statistic, importance_retention
 

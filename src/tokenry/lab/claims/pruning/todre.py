@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.visual_bench import bench_of, scale_settings
+from tokenry.lab.beds.vqa.bench import bench_of, scale_settings
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 from tokenry.pruning import NoPruning, RandomPruner, ToDRE
 
 _ALWAYS = 2.0

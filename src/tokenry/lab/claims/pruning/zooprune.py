@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.visual_bench import bench_of, scale_settings
+from tokenry.lab.beds.vqa.bench import bench_of, scale_settings
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 from tokenry.pruning import Compose, DivPrune, NoPruning, RandomPruner, ZOOPrune
 
 _KEEPS = (0.25, 0.125)

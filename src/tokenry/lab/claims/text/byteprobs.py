@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 from tokenry.text.byteprobs import ByteEnsemble, ByteLM, healed_next_byte, naive_next_byte
 
 _WORD = re.compile(r"[A-Za-z]{4,}")
@@ -40,7 +40,7 @@ class Models:
 def _tiny(seed: int, steps: int, device: str) -> Models:
     import pydoc_data.topics
 
-    from tokenry.lab.testbeds.tiny_lm import train_lm, train_tokenizer
+    from tokenry.lab.beds.language.tiny_lm import train_lm, train_tokenizer
 
     topics = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)]
     cut = int(0.9 * len(topics))
@@ -52,8 +52,8 @@ def _tiny(seed: int, steps: int, device: str) -> Models:
 
 
 def _real(scale: Scale, device: str) -> Models:
-    from tokenry.lab.asset_loaders import gemma3, smollm2
-    from tokenry.lab.corpora import domain_corpus
+    from tokenry.lab.sources.models import gemma3, smollm2
+    from tokenry.lab.sources.text import domain_corpus
 
     texts = {"prose": domain_corpus("email") + domain_corpus("technical"), "code": domain_corpus("code")}
     if scale == "paper":

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from tokenry.hosts.text import ByteVocabulary
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 from tokenry.text.byteprobs import ByteLM
 from tokenry.text.consistency import (
     STOP_WORDS,
@@ -89,7 +89,7 @@ class ConsistencyClaim(Claim):
 
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
         """Train the models of one seed and run the probe on them."""
-        from tokenry.lab.testbeds.word_edits import train_editor
+        from tokenry.lab.beds.language.word_edits import train_editor
 
         s = self.settings(scale)
         tokenizer = _tokenizer()
@@ -125,21 +125,21 @@ class ConsistencyClaim(Claim):
 
 
 def _tokenizer() -> Any:
-    from tokenry.lab.testbeds.tiny_lm import train_tokenizer
-    from tokenry.lab.testbeds.word_edits import sentences
+    from tokenry.lab.beds.language.tiny_lm import train_tokenizer
+    from tokenry.lab.beds.language.word_edits import sentences
 
     return train_tokenizer([f"{s.text} {s.edited} [ ] =>" for s in sentences(2000, 1234)], 1000)
 
 
 def _passages(s: dict[str, Any], tokenizer: Any, seed: int) -> list[MarkedPassage]:
-    from tokenry.lab.testbeds.word_edits import marked, sentences
+    from tokenry.lab.beds.language.word_edits import marked, sentences
 
     return [marked(sentence, tokenizer) for sentence in sentences(s["items"] * s["group"], 50_000 + seed)]
 
 
 def _probe_editor(model: Any, passages: Sequence[MarkedPassage], tokenizer: Any, seed: int) -> dict[str, ProbeResult]:
     """A model, probed in every way."""
-    from tokenry.lab.testbeds.word_edits import TRANSCRIPT
+    from tokenry.lab.beds.language.word_edits import TRANSCRIPT
 
     probe = ConsistencyProbe(format=TRANSCRIPT, batch_size=50, max_new_tokens=60, seed=seed)
     return {way: replace(probe, **options).run(model, tokenizer, passages) for way, options in _WAYS.items()}
@@ -171,13 +171,13 @@ def _facts(name: str, result: ProbeResult) -> Facts:
 
 def _tokenizer_facts(number: int, scale: Scale) -> Facts:
     """Part A: a BPE trained on documentation, and real tokenizers that are at hand."""
-    from tokenry.lab.testbeds.tiny_lm import train_tokenizer
+    from tokenry.lab.beds.language.tiny_lm import train_tokenizer
 
     topics = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)]
     words = _common_words(topics, number)
     tokenizers: dict[str, Any] = {"BPE 3000": train_tokenizer(topics, 800 if scale == "smoke" else 3000)}
     if scale != "smoke":
-        from tokenry.lab.asset_loaders import load_real_tokenizer, real_tokenizers
+        from tokenry.lab.sources.models import load_real_tokenizer, real_tokenizers
 
         wanted = ("gpt2", "llama3", "qwen3", "gemma3", "smollm2", "o200k")
         tokenizers |= {name: load_real_tokenizer(name) for name in real_tokenizers(here=True) if name in wanted}
@@ -222,10 +222,10 @@ def _real_model(number: int, seed: int, device: str, scale: Scale) -> Facts:
         name, how = "meta-llama/Llama-3.2-1B-Instruct", "instruction"
         model, tokenizer = AutoModelForCausalLM.from_pretrained(name, device_map=device), AutoTokenizer.from_pretrained(name)
     else:
-        from tokenry.lab.asset_loaders import smollm2
+        from tokenry.lab.sources.models import smollm2
 
         (model, tokenizer), how = smollm2(device=device), "few_shot"
-    from tokenry.lab.corpora import domain_corpus
+    from tokenry.lab.sources.text import domain_corpus
 
     texts = plain_sentences(domain_corpus("general") + domain_corpus("email"), number, seed)
     found: Facts = {}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenry.lab.claim import Claim, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Contrast, Measurement, Progress, Scale
 
 Facts = dict[str, float | str]
 _DOMAINS = ("legal", "financial", "technical", "general")
@@ -129,7 +129,7 @@ def _released() -> dict[str, Any]:
 
 
 def _domains() -> dict[str, list[str]]:
-    from tokenry.lab.corpora import domain_corpus
+    from tokenry.lab.sources.text import domain_corpus
 
     return {name: domain_corpus(name) for name in _DOMAINS}
 
@@ -248,7 +248,7 @@ def _size(tokenizer: Any) -> int:
 def _real_tokenizers(passages: dict[str, list[str]], terms: list[str], noisy: Sequence[Any]) -> Facts:
     """Tokens per character by domain, mean tokens per term and boundary F1 of real tokenizers, on the same items."""
     from tokenry.errors import AssetMissingError, UnsupportedModelError
-    from tokenry.lab.asset_loaders import load_real_tokenizer, real_tokenizers
+    from tokenry.lab.sources.models import load_real_tokenizer, real_tokenizers
 
     facts: Facts = {}
     for name in real_tokenizers():

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.symbols import (
+from tokenry.lab.beds.language.symbols import (
     build_model,
     letters_of,
     losses_by_position,
@@ -22,6 +21,7 @@ from tokenry.lab.testbeds.symbols import (
     train_on,
     windows,
 )
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 
 _SPANS = ((0, 4), (4, 16), (16, 32), (32, 64), (64, 95))
 

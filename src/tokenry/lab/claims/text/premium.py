@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 
 Lines = dict[str, list[str]]
 Facts = dict[str, float | str]
@@ -195,7 +195,7 @@ def _regressions(tokenizers: Mapping[str, Any], training: Lines, testing: Lines,
 
 
 def _guide(settings: Mapping[str, Any], seed: int) -> tuple[Lines, Lines, Lines]:
-    from tokenry.lab.corpora import parallel_corpus
+    from tokenry.lab.sources.text import parallel_corpus
 
     return _parts(parallel_corpus("debian-installer").lines, settings["training_share"], seed)
 
@@ -242,8 +242,8 @@ def _catalogue_facts(seed: int, size: int = 15_000, vocab: int = 768) -> Facts:
 def _real_tokenizers() -> Facts:
     """Premiums over English of real tokenizers, on both parallel corpora: mean, largest and its language."""
     from tokenry.errors import AssetMissingError, UnsupportedModelError
-    from tokenry.lab.asset_loaders import load_real_tokenizer, real_tokenizers
-    from tokenry.lab.corpora import parallel_corpus
+    from tokenry.lab.sources.models import load_real_tokenizer, real_tokenizers
+    from tokenry.lab.sources.text import parallel_corpus
     from tokenry.text.premium import corpus_counts, token_premium
 
     facts: Facts = {}
@@ -283,9 +283,9 @@ def artificial_languages(settings: Mapping[str, Any], seed: int) -> tuple[Lines,
 
 def _catalogues() -> tuple[Lines, Lines]:
     """(own messages, parallel messages) per language; own messages translate none of the parallel ones."""
-    from tokenry.lab.assets import fetch
-    from tokenry.lab.corpora import parallel_corpus
-    from tokenry.lab.corpora_gettext import has_words, po_messages
+    from tokenry.lab.assets.folders import fetch
+    from tokenry.lab.sources.text import parallel_corpus
+    from tokenry.lab.sources.text_gettext import has_words, po_messages
 
     parallel = parallel_corpus("django").lines
     asked = set(parallel["en"])

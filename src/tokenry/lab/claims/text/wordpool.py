@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
-from tokenry.lab.testbeds.next_word import (
+from tokenry.lab.beds.language.next_word import (
     Sizes,
     UnitCoder,
     WordCorpus,
@@ -25,6 +24,7 @@ from tokenry.lab.testbeds.next_word import (
     train,
     unit_coder,
 )
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 
 _FLAT = ("char", "byte", "subword", "word")
 _FLAT_LAYERS = 4
@@ -100,7 +100,7 @@ class WordPoolClaim(Claim):
 
 def _text(settings: dict[str, Any]) -> str:
     if settings["text"] == "shakespeare":
-        from tokenry.lab.asset_loaders import text_corpus
+        from tokenry.lab.sources.models import text_corpus
 
         return text_corpus()
     from pydoc_data.topics import topics

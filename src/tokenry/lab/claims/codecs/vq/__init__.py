@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenry.lab.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
 
 _REMEDIES = {
     "reset": "dead-code reset",
@@ -72,9 +72,9 @@ class VQClaim(Claim):
 
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
         """All parts under one seed; scale smoke has the mixture in place of the sentence embeddings."""
+        from tokenry.lab.beds.pictures.image_sets import image_set
         from tokenry.lab.claims.codecs.vq.collapse import measure_estimators, measure_remedies
         from tokenry.lab.claims.codecs.vq.links import measure_links
-        from tokenry.lab.testbeds.image_sets import image_set
 
         s = self.settings(scale)
         images = image_set("digits", seed=seed)
@@ -93,8 +93,8 @@ class VQClaim(Claim):
 
 def _orderings(scale: Scale, seed: int, s: dict[str, Any]) -> tuple[dict[str, list[float]], dict[str, float | str]]:
     """PQ, RVQ and AQ with the same books on the mixture and on sentence embeddings; photos and a control as facts."""
+    from tokenry.lab.beds.signals.feature_banks import feature_bank
     from tokenry.lab.claims.codecs.vq.distortion import compare_books, grouped
-    from tokenry.lab.testbeds.feature_banks import feature_bank
 
     arms: dict[str, list[float]] = {}
     facts: dict[str, float | str] = {}
@@ -120,8 +120,8 @@ def _orderings(scale: Scale, seed: int, s: dict[str, Any]) -> tuple[dict[str, li
 
 def _banks(s: dict[str, Any], seed: int, progress: Progress) -> dict[str, float | str]:
     """The eight at equal bits on real features."""
+    from tokenry.lab.beds.signals.feature_banks import feature_bank
     from tokenry.lab.claims.codecs.vq.distortion import at_rate
-    from tokenry.lab.testbeds.feature_banks import feature_bank
 
     facts: dict[str, float | str] = {}
     for done, (name, bits) in enumerate(s["banks"]):

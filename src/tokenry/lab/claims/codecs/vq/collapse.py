@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.lab.testbeds.image_autoencoder import Evaluation, Recipe, evaluate, train_autoencoder
-from tokenry.lab.testbeds.image_sets import ImageSet
+from tokenry.lab.beds.pictures.image_autoencoder import Evaluation, Recipe, evaluate, train_autoencoder
+from tokenry.lab.beds.pictures.image_sets import ImageSet
 
 _EMA = {"decay": 0.99, "commitment": 0.25}
 _RESET = {"reset_threshold": 0.2}  # a tenth of the uniform share: 128 images x 4 tokens / 256 codes

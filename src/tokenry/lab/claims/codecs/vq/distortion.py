@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.codecs import AdditiveVQ, ProductVQ, ResidualVQ
-from tokenry.lab.testbeds.feature_banks import FeatureBank
-from tokenry.lab.testbeds.named_quantizers import build_quantizer
+from tokenry.lab.beds.signals.feature_banks import FeatureBank
+from tokenry.lab.beds.signals.named_quantizers import build_quantizer
 
 FITTED = ("vq", "rvq", "pq", "aq")
 TRAINED = ("simvq", "fsq", "lfq", "bsq")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tokenry.codecs import GraphAnchorTokenizer
-from tokenry.lab.testbeds.knowledge_graph import (
+from tokenry.lab.beds.graphs.knowledge_graph import (
     HashedNodes,
     NodeTable,
     community_graph,

@@ -1,0 +1,1 @@
+"""Codebooks: nearest codes, running averages, health, gradient estimators, entropy, ranks."""

@@ -1,0 +1,131 @@
+"""Codebooks: nearest codes in O(chunk) memory, cluster sums, k-means; one book, float32 or float64 rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, take_joined
+
+# Entries of one block of scores: small enough for a CPU cache, large enough to fill an accelerator.
+_CPU_BLOCK, _DEVICE_BLOCK, _CODES_BLOCK = 1 << 19, 1 << 25, 1 << 14
+
+
+def code_bias(codebook: Tensor, *, dot: bool = False) -> Tensor:
+    """||c||^2 [K], the part of ||z - c||^2 = ||z||^2 - 2 z.c + ||c||^2 that differs between codes; zeros for dot products."""
+    return codebook.new_zeros(len(codebook)) if dot else codebook.square().sum(dim=-1)
+
+
+def score_blocks(x: Tensor, codebook: Tensor, bias: Tensor, *, budget: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows of ||c||^2 - 2 x.c [rows, K], lowest is nearest; a block is overwritten by the next one."""
+    block = budget or (_CPU_BLOCK if x.device.type == "cpu" else _DEVICE_BLOCK)
+    rows = min(len(x), max(32, block // len(codebook))) or 1
+    scores = x.new_empty(rows, len(codebook))
+    table = codebook.t()
+    for start in range(0, len(x), rows):
+        part = x[start : start + rows]
+        yield slice(start, start + len(part)), torch.addmm(bias, part, table, alpha=-2, out=scores[: len(part)])
+
+
+@torch.no_grad()
+def nearest_codes(x: Tensor, codebook: Tensor, *, dot: bool = False) -> Tensor:
+    """Index [N] of the nearest row of `codebook` [K, D] for each row of `x` [N, D]; lowest index wins ties.
+
+    Euclidean distance, or the largest dot product with `dot`; ties are those of the rounded scores. Memory O(block), flat
+    in N and K.
+    """
+    x, codebook = x.detach(), codebook.detach()
+    if len(codebook) <= _CODES_BLOCK:
+        return _nearest(x, codebook, dot)[0]
+    best = index = None
+    for start in range(0, len(codebook), _CODES_BLOCK):
+        found, value = _nearest(x, codebook[start : start + _CODES_BLOCK], dot, values=True)
+        if best is None or index is None:
+            index, best = found, value
+        else:
+            closer = value < best  # strict: an earlier block keeps a tie
+            index, best = torch.where(closer, found + start, index), torch.where(closer, value, best)
+    assert index is not None
+    return index
+
+
+def _nearest(x: Tensor, codebook: Tensor, dot: bool, values: bool = False) -> tuple[Tensor, Tensor]:
+    index = torch.empty(len(x), dtype=torch.long, device=x.device)
+    value = x.new_empty(len(x) if values else 0)
+    for rows, scores in score_blocks(x, codebook, code_bias(codebook, dot=dot)):
+        torch.argmin(scores, dim=1, out=index[rows])
+        if values:
+            value[rows] = scores.gather(1, index[rows, None]).squeeze(1)
+    return index, value
+
+
+def squared_distances(x: Tensor, codebook: Tensor) -> Tensor:
+    """||x||^2 - 2 x.c + ||c||^2 for all pairs, [N, D] x [K, D] -> [N, K], differentiable: memory O(N K)."""
+    return torch.addmm(x.square().sum(dim=-1, keepdim=True) + code_bias(codebook), x, codebook.t(), alpha=-2)
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    # float64 sums round to the same float32 in whatever order the rows come, so that ranks and one process agree
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+@torch.no_grad()
+def cluster_sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """(counts [K], sums [K, D]) of the rows of `x` [N, D] by their index, over all ranks; float64 where the device has it."""
+    dtype = _sum_dtype(x)
+    sums = torch.zeros(codes, x.shape[1] + 1, dtype=dtype, device=x.device)
+    sums[:, :-1].index_add_(0, indices, x.detach().to(dtype))
+    sums[:, -1].index_add_(0, indices, torch.ones_like(indices, dtype=dtype))
+    sum_over_ranks(sums)
+    return sums[:, -1], sums[:, :-1]
+
+
+@torch.no_grad()
+def draw_rows(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows of the batch joined over ranks, [count, D]: distinct rows while there are enough, then with replacement."""
+    offset, total = joined_rows(len(x), x.device)
+    if count <= total:
+        positions = torch.randperm(total, generator=generator)[:count]
+    else:
+        positions = torch.randint(total, (count,), generator=generator)
+    return take_joined(x.detach(), positions, offset)
+
+
+@torch.no_grad()
+def kmeans(
+    x: Tensor,
+    codes: int,
+    *,
+    iterations: int = 10,
+    generator: torch.Generator,
+    dot: bool = False,
+    start: Tensor | None = None,
+    reseed: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm on the rows of `x` [N, D] of all ranks: (centres [K, D], counts [K]).
+
+    Starts at `start` [K, D], or at random rows drawn to a quarter of their way from the mean: in many dimensions a row is
+    farther from any other row than from the mean, so that rows themselves would end as clusters of one and leave the rest to
+    a single centre.
+    Spherical with `dot` (rows and centres of unit norm). An empty cluster keeps its centre, or moves to a random row with
+    `reseed`; the counts are those of the last assignment.
+    """
+    x = x.detach()
+    if start is None:
+        start = draw_rows(x, codes, generator)
+        start = start if dot else 0.25 * start + 0.75 * start.mean(dim=0)
+    centres = start
+    counts = x.new_zeros(codes)
+    for _ in range(iterations):
+        counts, sums = cluster_sums(x, nearest_codes(x, centres, dot=dot), codes)
+        empty = counts == 0
+        means = (sums / counts.clamp(min=1)[:, None]).to(x.dtype)
+        if dot:
+            means = torch.nn.functional.normalize(means, dim=-1)
+        moved = torch.where(empty[:, None], centres, means)
+        if reseed and bool(empty.any()):
+            moved[empty] = draw_rows(x, int(empty.sum()), generator)
+        centres = moved
+    return centres, counts.to(x.dtype)

@@ -1,0 +1,264 @@
+r"""Which token sequences a deterministic tokenizer can have produced for the beginning of a text.
+
+A sequence is *valid* when it is the beginning of the tokenizer's own encoding of some text. For a tokenizer without look-ahead
+this is ``encode(decode(ids)) == ids``. A pre-tokenizer that looks ahead makes it a statement about what follows: GPT-2 cuts
+"\n\n" into two tokens before a letter and into one at the end of the text, so both are valid beginnings.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenry.hosts.text.classes import FUTURES, completions, is_prefix, legal_count, may_compose, split_partial
+from tokenry.hosts.text.merges import MergeTable
+
+if TYPE_CHECKING:
+    from tokenry.hosts.text.vocabulary import ByteVocabulary
+
+
+class Canonical(ABC):
+    """The valid beginnings of one tokenizer; `data` is always what the tokens spell, prefix space included."""
+
+    def __init__(self, vocabulary: ByteVocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._heads: OrderedDict[bytes, list[int]] = OrderedDict()
+
+    @abstractmethod
+    def followers(self, ids: Sequence[int], data: bytes) -> np.ndarray:
+        """Bool [V]: tokens that can follow the valid beginning `ids`, which spells `data`; special tokens are False."""
+
+    def tips(self, data: bytes) -> list[list[int]]:
+        """Every valid beginning that spells exactly `data`; more than one only before a look-ahead is decided.
+
+        Raises:
+            ValueError: `data` is not the beginning of UTF-8 text.
+        """
+        text, partial = split_partial(data)
+        start = self.firm(data)
+        head = self._head(data[:start])
+        tail = text.encode()[start:].decode()
+        size = len(data) - start
+        found: dict[tuple[int, ...], None] = {}
+        for future in self._futures(tail, partial):
+            self._cut(tail + future, size, found)
+        self._raw_tips(tail, partial, found)
+        return [head + list(ids) for ids in found]
+
+    def firm(self, data: bytes) -> int:
+        """Offset of a cut that stays where it is whatever follows `data`, close to the end; 0 where none is known."""
+        return 0
+
+    def _futures(self, tail: str, partial: bytes) -> Sequence[str]:
+        return completions(partial) if partial else FUTURES if self.vocabulary.looks_ahead else ("",)
+
+    def _raw_tips(self, tail: str, partial: bytes, found: dict[tuple[int, ...], None]) -> None:
+        """Add beginnings that end inside a character, which no text shows; none for most algorithms."""
+        return
+
+    def _cut(self, text: str, size: int, found: dict[tuple[int, ...], None]) -> None:
+        """Add the part of the encoding of `text` that spells its first `size` bytes, if a token ends there."""
+        data, pieces = text.encode()[:size], self.vocabulary.pieces
+        total, found_ids = 0, []
+        for token in self.vocabulary.encode_text(text):
+            if total >= size:
+                break
+            piece = pieces[token] or b""
+            # A normaliser may have changed the text together with what follows.
+            if data[total : total + len(piece)] != piece:
+                return
+            total += len(piece)
+            found_ids.append(token)
+        if total == size:
+            found[tuple(found_ids)] = None
+
+    def _head(self, data: bytes) -> list[int]:
+        if data not in self._heads:
+            self._heads[data] = self.vocabulary.encode_text(data.decode())
+            if len(self._heads) > 64:
+                self._heads.popitem(last=False)
+        return self._heads[data]
+
+    def tail_of(self, ids: Sequence[int], data: bytes) -> tuple[list[int], bytes]:
+        """The tokens and bytes behind the firm cut."""
+        size = len(data) - self.firm(data)
+        count, total = 0, 0
+        while total < size:
+            count += 1
+            total += self.vocabulary.lengths[ids[-count]]
+        return list(ids[len(ids) - count :]), data[len(data) - total :]
+
+    def _holds(self, ids: list[int], data: bytes, token: int) -> bool:
+        """By definition: some text that begins with `data` and the token is encoded as `ids`, the token, and more."""
+        piece = self.vocabulary.pieces[token]
+        whole = [*ids, token]
+        if not piece or not is_prefix(data + piece):
+            return False
+        text, partial = split_partial(data + piece)
+        # One character per class would not do here: the vocabulary may have merged just that one.
+        after = FUTURES if self.vocabulary.looks_ahead else ("",)
+        futures = (*completions(partial, 64), *(c + f for c in completions(partial) for f in after)) if partial else after
+        return any(self.vocabulary.encode_text(text + future)[: len(whole)] == whole for future in futures)
+
+
+class Reencoding(Canonical):
+    """By definition, token by token: right for every deterministic tokenizer, one encoding per token of the vocabulary."""
+
+    def __init__(self, vocabulary: ByteVocabulary) -> None:
+        super().__init__(vocabulary)
+        self._known: OrderedDict[tuple[tuple[int, ...], bytes], np.ndarray] = OrderedDict()
+
+    def followers(self, ids: Sequence[int], data: bytes) -> np.ndarray:
+        """See the base class; the answer for a tail is kept."""
+        tail, text = self.tail_of(ids, data)
+        key = (tuple(tail), text)
+        if key not in self._known:
+            found = np.zeros(self.vocabulary.size, dtype=bool)
+            for token in self.vocabulary.trie.ids.tolist():
+                found[token] = self._holds(tail, text, token)
+            self._known[key] = found
+            if len(self._known) > 256:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+
+class _Bytes:
+    """Byte tokens of a SentencePiece vocabulary: they spell the characters that have no piece, one byte each."""
+
+    def __init__(self, vocabulary: ByteVocabulary) -> None:
+        self.tokens = vocabulary.byte_tokens
+        pieces = {piece for piece in vocabulary.text_pieces if len(piece) <= 4}
+        characters = [piece for piece in pieces if len(piece.decode("utf-8", "replace")) == 1]
+        self._have: dict[bytes, int] = {}
+        for character in characters:
+            for size in range(1, len(character) + 1):
+                self._have[character[:size]] = self._have.get(character[:size], 0) + 1
+
+    def unknown(self, partial: bytes) -> bool:
+        """Whether some character without a piece starts with `partial` (or is `partial`)."""
+        if not is_prefix(partial):
+            return False
+        whole = 1 if not split_partial(partial)[1] else legal_count(partial)
+        return self._have.get(partial, 0) < whole
+
+    def followers(self, partial: bytes, mask: np.ndarray) -> None:
+        for byte, token in self.tokens.items():
+            mask[token] = self.unknown(partial + bytes([byte]))
+
+
+class PairwiseBPE(Canonical):
+    """BPE over the whole text: neighbours decide, and added tokens are checked by definition."""
+
+    def __init__(self, vocabulary: ByteVocabulary, table: MergeTable) -> None:
+        super().__init__(vocabulary)
+        self.table = table
+        self._bytes = _Bytes(vocabulary)
+        self._added = _AddedTokens(vocabulary, table)
+        self._composing = _compose(vocabulary, table) if vocabulary.layout.normalizer == "NFC" else []
+
+    def followers(self, ids: Sequence[int], data: bytes) -> np.ndarray:
+        """See the base class."""
+        tail, text = self.tail_of(ids, data)
+        partial = split_partial(data)[1]
+        open_tail, open_text = self._after_added(tail, text)
+        mask = self._text_followers(open_tail, open_text, partial)
+        if self._bytes.tokens:
+            self._bytes.followers(partial, mask)
+        if len(self._added.ids):
+            # An added token cuts the text before it, which must then be what the tokenizer makes of it alone.
+            mask[self._added.ids] = not partial and self.vocabulary.encode_text(text.decode()) == tail
+            for token in self._added.doubtful(text):
+                mask[token] = self._holds(tail, text, token)
+        if self._composing and not partial:
+            before = text[-16:].decode("utf-8", "ignore")
+            for token in self._composing:
+                after, _ = split_partial(self.vocabulary.pieces[token] or b"")
+                mask[token] &= unicodedata.is_normalized("NFC", before + after)
+        return mask
+
+    def _after_added(self, tail: list[int], text: bytes) -> tuple[list[int], bytes]:
+        """What follows the last added token: text there is cut and merged on its own."""
+        for count in range(len(tail)):
+            if tail[-1 - count] in self.vocabulary.layout.added:
+                rest = tail[len(tail) - count :]
+                return rest, text[len(text) - sum(self.vocabulary.lengths[t] for t in rest) :]
+        return tail, text
+
+    def pair(self, left: int, right: int) -> bool:
+        """Whether two neighbours of one piece leave each other alone; byte tokens merge with nothing."""
+        unmerged = self.vocabulary.byte_token_ids
+        return left in unmerged or right in unmerged or self.table.pair(left, right)
+
+    def _text_followers(self, tail: list[int], text: bytes, partial: bytes) -> np.ndarray:
+        if partial and self.vocabulary.layout.kind != "byte_level":
+            return np.zeros(self.vocabulary.size, dtype=bool)
+        mask = (self.table.row(tail[-1]) if tail else self.table.producible).copy()
+        for token in self.vocabulary.starts_inside:
+            mask[token] &= bool(partial) and is_prefix(partial + (self.vocabulary.pieces[token] or b""))
+        if partial:
+            keep = np.zeros_like(mask)
+            keep[self.vocabulary.starts_inside] = True
+            mask &= keep
+        return mask
+
+    def _raw_tips(self, tail: str, partial: bytes, found: dict[tuple[int, ...], None]) -> None:
+        vocabulary = self.vocabulary
+        if not partial:
+            return
+        if vocabulary.layout.kind == "byte_level":
+            found[tuple(vocabulary.merge_bytes(tail.encode() + partial))] = None
+        elif self._bytes.tokens and self._bytes.unknown(partial):
+            found[(*vocabulary.encode_text(tail), *(self._bytes.tokens[byte] for byte in partial))] = None
+
+
+def _compose(vocabulary: ByteVocabulary, table: MergeTable) -> list[int]:
+    """Tokens that may compose with the character before them; those that no NFC text holds are ruled out in `table`."""
+    found = []
+    for token in np.flatnonzero(table.producible).tolist():
+        piece = vocabulary.pieces[token] or b""
+        if piece.isascii() or not is_prefix(piece):
+            continue
+        text, _ = split_partial(piece)
+        if not unicodedata.is_normalized("NFC", text):
+            table.producible[token] = False
+        elif text and may_compose(text[0]):
+            found.append(token)
+    return found
+
+
+class _AddedTokens:
+    """Added tokens that are matched in text before BPE sees it (leftmost, longest)."""
+
+    def __init__(self, vocabulary: ByteVocabulary, table: MergeTable) -> None:
+        self._rest: dict[bytes, list[bytes]] = {}
+        self._trie = vocabulary.trie
+        pieces = [vocabulary.pieces[token] or b"" for token in vocabulary.layout.added]
+        self._longest = max(map(len, pieces), default=0)
+        self.ids = np.array(sorted(vocabulary.layout.added), dtype=np.int64)
+        for piece in pieces:
+            for size in range(1, len(piece)):
+                self._rest.setdefault(piece[:size], []).append(piece[size:])
+        self._rule_out(set(pieces), vocabulary, table)
+
+    def _rule_out(self, known: set[bytes], vocabulary: ByteVocabulary, table: MergeTable) -> None:
+        """Tokens with an added token inside are never made: the text would have been cut there."""
+        heads = {piece[:2] for piece in known}
+        sizes = sorted({len(piece) for piece in known})
+        for token in self._trie.ids.tolist() if known else ():
+            piece = vocabulary.pieces[token] or b""
+            places = [i for i in range(len(piece)) if piece[i : i + 2] in heads or piece[i : i + 1] in heads]
+            if places and any(piece[i : i + n] in known for i in places for n in sizes):
+                table.producible[token] = False
+
+    def doubtful(self, tail: bytes) -> set[int]:
+        """Tokens that complete an added token begun in `tail`."""
+        found: set[int] = set()
+        for size in range(1, min(self._longest, len(tail) + 1)):
+            for rest in self._rest.get(tail[-size:], ()):
+                found.update(self._trie.starting_with(rest).tolist())
+        return found

@@ -1,0 +1,41 @@
+"""Vision transformers: towers, signals, removing patches between blocks, checkpoints."""
+
+from tokenry.hosts.vision.checkpoint import fill, load_vision_module, save_vision_module
+from tokenry.hosts.vision.signals import (
+    BlockSignals,
+    ClsRow,
+    Dropped,
+    Merged,
+    Selected,
+    Selector,
+    as_pair,
+    capture_cls_row,
+    cls_attention,
+    describe,
+    drop_after,
+    final_tokens,
+    global_and_patches,
+    image_size_of,
+    merge_after,
+)
+
+__all__ = [
+    "BlockSignals",
+    "ClsRow",
+    "Dropped",
+    "Merged",
+    "Selected",
+    "Selector",
+    "as_pair",
+    "capture_cls_row",
+    "cls_attention",
+    "describe",
+    "drop_after",
+    "fill",
+    "final_tokens",
+    "global_and_patches",
+    "image_size_of",
+    "load_vision_module",
+    "merge_after",
+    "save_vision_module",
+]

@@ -1,0 +1,60 @@
+"""Soft selection for training: visual tokens multiplied by weights that a module computes from them, gradients included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenry.errors import UnsupportedModelError
+from tokenry.hosts.attach import attached
+from tokenry.hosts.vlm.prompt import SUPPORTED
+
+Weigh = Callable[[Tensor, Tensor], Tensor]
+"""(visual tokens [B,N,D], mask [B,N] True = real) -> weights [B,N]; N is the largest number of visual tokens in a row."""
+
+
+@contextmanager
+def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[None]:
+    """Multiply the visual tokens of every prompt by ``weigh(tokens, mask)`` before the language model reads them.
+
+    Raises:
+        UnsupportedModelError: another model class; the message lists the supported ones.
+        RuntimeError: something is attached to the model already.
+    """
+    if type(model).__name__ not in SUPPORTED:
+        raise UnsupportedModelError.of(model, SUPPORTED)
+    inner: Any = model.model
+    token = int(model.config.image_token_id)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    seen: dict[str, Tensor | None] = {}
+
+    def before_model(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen["ids"] = kwargs.get("input_ids", args[0] if args else None)
+
+    def before_language(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        ids, embeds = seen.get("ids"), kwargs["inputs_embeds"]
+        if ids is None or ids.shape != embeds.shape[:2]:
+            return None
+        visual = ids == token
+        if not bool(visual.any()):
+            return None
+        return args, {**kwargs, "inputs_embeds": _weighed(embeds, visual, weigh)}
+
+    with attached(model, owner) as hooks:
+        hooks.forward_pre(inner, before_model)
+        hooks.forward_pre(inner.language_model, before_language)
+        yield
+
+
+def _weighed(embeds: Tensor, visual: Tensor, weigh: Weigh) -> Tensor:
+    counts = visual.sum(dim=1)
+    width = int(counts.max())
+    mask = torch.arange(width, device=embeds.device) < counts.unsqueeze(1)
+    tokens = embeds.new_zeros(embeds.shape[0], width, embeds.shape[2])
+    tokens[mask] = embeds[visual].detach()
+    weights = torch.ones(visual.shape, dtype=embeds.dtype, device=embeds.device)
+    weights = weights.masked_scatter(visual, weigh(tokens, mask)[mask].to(embeds.dtype))
+    return embeds * weights.unsqueeze(-1)

@@ -1,0 +1,1 @@
+"""The table of models and data sets, and where they lie."""

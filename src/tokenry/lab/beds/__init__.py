@@ -1,0 +1,1 @@
+"""Small host models and tasks that train in minutes."""

@@ -1,0 +1,1 @@
+"""Small language models and text tasks that train in minutes."""

@@ -1,0 +1,1 @@
+"""Small codecs, feature banks and audio benches."""

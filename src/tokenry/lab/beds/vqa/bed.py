@@ -1,0 +1,262 @@
+"""A small visual-question-answering model of our own, with its test questions; everything is in the package.
+
+The model is a `transformers.LlavaForConditionalGeneration`: a CLIP vision tower (5 blocks, LLaVA reads the last but
+one, without CLS), the two-layer GELU projector, a Llama decoder (8 layers, 4 heads, 2 key-value heads), 196 visual
+tokens. It was trained by `tokenry.lab.beds.vqa.train` on canvases of handwritten digits; the questions here are
+about canvases of held-out digits.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tokenry.core.checks import check_choice, check_int
+from tokenry.errors import AssetDamagedError
+from tokenry.lab.beds.pictures.canvas import COLOUR_NAMES, KINDS, ZONES, CanvasSpec, ask, make_canvases, questions
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+WEIGHTS = Path(__file__).parents[1] / "weights" / "vqa"
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
+WORDS: dict[str, int] = {
+    word: index
+    for index, word in enumerate(
+        (
+            *SPECIAL,
+            *(str(number) for number in range(19)),
+            *COLOUR_NAMES,
+            *ZONES,
+            *(
+                "yes",
+                "no",
+                "what",
+                "digit",
+                "color",
+                "is",
+                "sum",
+                "of",
+                "and",
+                "larger",
+                "than",
+                "how",
+                "many",
+                "digits",
+                "are",
+            ),
+        )
+    )
+}
+PIXEL_MEAN, PIXEL_STD = 0.15, 0.25
+SPLIT_SEED, HELD_OUT = 20240, 1500
+
+
+@dataclass(frozen=True)
+class VQAItem:
+    """One test item: image uint8 [112, 112, 3]; relevant bool [196], the patches that the question needs."""
+
+    image: Tensor
+    question: str
+    answer: str
+    kind: str
+    relevant: Tensor
+
+
+@dataclass(frozen=True)
+class VQATestbed:
+    """The model in evaluation mode and its tokenizer."""
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerFast
+
+    def encode(self, items: Sequence[VQAItem]) -> dict[str, Tensor]:
+        """Left-padded batch for `model.generate`: input_ids, attention_mask [B, T], pixel_values [B, 3, 112, 112]."""
+        if not items:
+            raise ValueError("items is empty; at least one item is needed")
+        picture = "<image>" * int(self.model.config.image_seq_length)
+        texts = [f"<bos>{picture}{item.question}" for item in items]
+        batch: Any = self.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt", return_token_type_ids=False)
+        weight = next(self.model.parameters())
+        pixels = pixel_values(torch.stack([item.image for item in items])).to(weight.device, weight.dtype)
+        ids, mask = batch["input_ids"].to(weight.device), batch["attention_mask"].to(weight.device)
+        return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+
+    @torch.no_grad()
+    def answer(self, items: Sequence[VQAItem], *, batch_size: int = 32) -> list[str]:
+        """The model's one-word answers, through `model.generate`, so that a pruner attached to the model acts."""
+        check_int("batch_size", batch_size, minimum=1)
+        words: list[str] = []
+        model: Any = self.model
+        for start in range(0, len(items), batch_size):
+            inputs = self.encode(items[start : start + batch_size])
+            output = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            words += self.tokenizer.convert_ids_to_tokens(output[:, -1].tolist())
+        return words
+
+    def accuracy(self, items: Sequence[VQAItem], *, batch_size: int = 32) -> list[float]:
+        """1.0 where the answer is exactly right, else 0.0; one value per item."""
+        answers = self.answer(items, batch_size=batch_size)
+        return [float(word == item.answer) for word, item in zip(answers, items, strict=True)]
+
+
+def pixel_values(images: Tensor) -> Tensor:
+    """Normalised pictures float32 [B, 3, H, W] from uint8 [B, H, W, 3]."""
+    return (images.permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+
+
+def load_vqa(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, folder: Path | None = None
+) -> VQATestbed:
+    """The trained testbed from the package (or from the output folder of a training run), without any network."""
+    from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+    folder = folder or WEIGHTS
+    if not (folder / "model.safetensors").is_file():
+        raise AssetDamagedError(f"{folder} holds no model.safetensors; install tokenry again, or train: {TRAIN_COMMAND}")
+    model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return VQATestbed(model.to(device).eval(), tokenizer)
+
+
+TRAIN_COMMAND = "python -m tokenry.lab.beds.vqa.train --seed 0 --out DIR"
+
+
+def vqa_items(
+    split: str = "test", n: int = 200, seed: int = 0, *, kinds: Sequence[str] = KINDS, folder: Path | None = None
+) -> list[VQAItem]:
+    """N items on n different canvases, the kinds in turn; the test split needs nothing but the package.
+
+    split "test": digits never trained on, shipped with the weights; "train": the other digits (asset `mnist`).
+    """
+    check_choice("split", split, ("test", "train"))
+    check_int("n", n, minimum=1)
+    digits, labels = _digit_sheet(folder or WEIGHTS) if split == "test" else digit_split(train=True)
+    generator = torch.Generator().manual_seed(seed)
+    canvases = make_canvases(generator, digits, labels, n)
+    rng = random.Random(seed)
+    items: list[VQAItem] = []
+    for index in range(n):
+        # a picture that does not allow its kind (equal digits cannot be compared) gets the next kind that it allows
+        wanted = [kinds[(index + shift) % len(kinds)] for shift in range(len(kinds))]
+        question = next((q for kind in wanted if (q := ask(canvases, index, rng, kind)) is not None), None)
+        if question is None:
+            question = questions(canvases, index, rng, 1)[0]
+        relevant = canvases.spec.patches_of(question.cells)
+        items.append(VQAItem(canvases.images[index], question.text, question.answer, question.kind, relevant))
+    return items
+
+
+def _digit_sheet(folder: Path) -> tuple[Tensor, Tensor]:
+    from safetensors.torch import load_file
+
+    sheet = load_file(folder / "test_digits.safetensors")
+    return sheet["images"], sheet["labels"].long()
+
+
+def split_indices(total: int = 10_000) -> tuple[Tensor, Tensor]:
+    """Digit numbers of the training and of the test split, ascending and disjoint."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    return order[HELD_OUT:].sort().values, order[:HELD_OUT].sort().values
+
+
+def digit_split(*, train: bool) -> tuple[Tensor, Tensor]:
+    """Digits uint8 [M, 24, 24] (the margin cut off) and labels of one split of the asset `mnist`."""
+    from tokenry.lab.sources.models import mnist_digits
+
+    images, labels = mnist_digits()
+    chosen = split_indices(len(images))[0 if train else 1]
+    return (images[chosen, 2:26, 2:26] * 255).round().to(torch.uint8), labels[chosen]
+
+
+def build_model(seed: int, spec: CanvasSpec | None = None) -> LlavaForConditionalGeneration:
+    """The untrained model (2.3 M parameters)."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    spec = spec or CanvasSpec()
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=spec.size,
+        patch_size=spec.patch,
+        hidden_act="gelu",
+        projection_dim=128,
+    )
+    text: Any = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.06,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        pad_token_id=WORDS["<pad>"],
+        bos_token_id=WORDS["<bos>"],
+        eos_token_id=WORDS["<eos>"],
+        tie_word_embeddings=True,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=WORDS["<image>"],
+        image_seq_length=spec.grid**2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlavaForConditionalGeneration(config)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The word-level tokenizer of the questions."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    core: Any = Tokenizer(WordLevel(dict(WORDS), unk_token="<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=False))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, padding_side="left", additional_special_tokens=["<image>"], model_max_length=512, **names
+    )
+
+
+def processor_files(spec: CanvasSpec) -> dict[str, str]:
+    """Configuration files with which `AutoProcessor.from_pretrained` reads the folder, by file name."""
+    side = {"height": spec.size, "width": spec.size}
+    image = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": side,
+        "do_center_crop": False,
+        "crop_size": side,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [PIXEL_MEAN] * 3,
+        "image_std": [PIXEL_STD] * 3,
+        "do_convert_rgb": True,
+    }
+    whole = {
+        "processor_class": "LlavaProcessor",
+        "patch_size": spec.patch,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "image_token": "<image>",
+    }
+    return {"preprocessor_config.json": json.dumps(image, indent=1), "processor_config.json": json.dumps(whole, indent=1)}

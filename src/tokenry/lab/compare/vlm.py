@@ -1,0 +1,175 @@
+"""Comparison of visual token pruners on a vision-language model: the testbed in the package, or the user's own."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tokenry.errors import optional
+from tokenry.hosts.release import cache_of
+from tokenry.lab.beds.answers import matches
+from tokenry.lab.beds.vqa.hub import HubModel
+from tokenry.lab.compare.methods import visual_method
+from tokenry.lab.compare.questions import ImageQuestion, read_questions
+from tokenry.lab.compare.rows import Row, Settings
+from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
+from tokenry.pruning.base import PruningTrace
+
+
+class BundledSubject:
+    """The visual-question-answering testbed and its held-out items."""
+
+    def __init__(self, settings: Settings) -> None:
+        from tokenry.lab.beds.vqa.bed import load_vqa, vqa_items
+
+        self.bed = load_vqa(device=settings.device)
+        self.model = self.bed.model
+        self.items: Sequence[Any] = vqa_items(split="test", n=settings.limit, seed=settings.seed)
+        self.model_name, self.data_name = "testbed (LLaVA, 196 visual tokens)", "held-out digit canvases"
+
+    def encode(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Model inputs of a left-padded batch."""
+        return dict(self.bed.encode(items))
+
+    def answers(self, items: Sequence[Any]) -> list[str]:
+        """The model's answers."""
+        return self.bed.answer(items, batch_size=len(items))
+
+    def picture(self, item: Any) -> Any:
+        """The item's image as a PIL image."""
+        image = optional("PIL.Image", "lab")
+        return image.fromarray(item.image.cpu().numpy() if isinstance(item.image, torch.Tensor) else item.image)
+
+
+class ModelSubject:
+    """A user's model (local folder or hub id) with a folder of images and questions."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.model is None or settings.data is None:
+            raise ValueError("--model and --data go together: a model of one's own needs images and questions (see --help)")
+        self.items: Sequence[ImageQuestion] = read_questions(settings.data, settings.limit)
+        self.asked = HubModel(settings.model, settings.device)
+        self.model = self.asked.model
+        self.model_name, self.data_name = settings.model, str(settings.data)
+
+    def encode(self, items: Sequence[ImageQuestion]) -> dict[str, torch.Tensor]:
+        """Model inputs of a left-padded batch."""
+        return self.asked.encode([self.picture(item) for item in items], [item.question for item in items])
+
+    def answers(self, items: Sequence[ImageQuestion]) -> list[str]:
+        """The model's greedy answers."""
+        return self.asked.answers([self.picture(item) for item in items], [item.question for item in items])
+
+    def picture(self, item: ImageQuestion) -> Any:
+        """The item's image as an RGB PIL image."""
+        return optional("PIL.Image", "lab").open(item.image).convert("RGB")
+
+
+class VisionBench:
+    """Methods on a vision-language model."""
+
+    quality = "accuracy"
+    default_methods = ("none", "random", "uniform", "topk", "divprune", "fastv", "idpruner", "zooprune", "todre")
+
+    def __init__(self, settings: Settings) -> None:
+        own = settings.model is not None or settings.data is not None
+        self.subject: Any = ModelSubject(settings) if own else BundledSubject(settings)
+        self.settings = settings
+        self.model_name, self.data_name = self.subject.model_name, self.subject.data_name
+        self.reference: list[str] | None = None
+        self.reference_cost: tuple[int, int] | None = None
+        self.shown: dict[str, Any] = {}
+
+    def count(self) -> int:
+        """Number of items."""
+        return len(self.subject.items)
+
+    @staticmethod
+    def check(methods: tuple[str, ...]) -> None:
+        """Refuse unknown names."""
+        for name in methods:
+            visual_method(name, 0.5, 0)
+
+    def measure(self, method: str, keep: float, progress: Callable[[float], None]) -> Row:
+        """Accuracy over all items, cost on one batch."""
+        pruner = visual_method(method, keep, self.settings.seed)
+        answers, trace = self._answers(pruner, progress)
+        items = self.subject.items
+        if any(not item.answer for item in items) and self.reference is None:
+            self.reference = answers if method == "none" else self._answers(visual_method("none", 1.0, 0), progress)[0]
+        wanted = [item.answer or reference for item, reference in zip(items, self.reference or [""] * len(items), strict=True)]
+        outcomes = [matches(said, answer) for said, answer in zip(answers, wanted, strict=True)]
+        self._show(method, keep, trace)
+        kept = [len(_kept_indices(trace, i)) for i in sorted(trace.counts())]
+        totals = [trace.of_image(i)[0].total for i in sorted(trace.counts())]
+        time, memory, cache = self._cost(pruner)
+        return Row(outcomes, _mean(kept), _mean(totals), time, memory, cache)
+
+    def maps(self) -> dict[str, Any]:
+        """Pictures and kept tokens of the first items."""
+        return self.shown
+
+    def _answers(self, pruner: Any, progress: Callable[[float], None]) -> tuple[list[str], PruningTrace]:
+        items, batch = self.subject.items, self.settings.batch
+        answers: list[str] = []
+        with pruner.attach(self.subject.model, positions=self.settings.positions) as trace:
+            for start in range(0, len(items), batch):
+                answers += self.subject.answers(items[start : start + batch])
+                progress(0.9 * len(answers) / len(items))
+        return answers, trace
+
+    def _cost(self, pruner: Any) -> tuple[float, float, float]:
+        """Prefill time, peak memory and cache bytes of one batch, each over those without pruning."""
+        model, device = self.subject.model, self.settings.device
+        inputs = self.subject.encode(self.subject.items[: self.settings.batch])
+
+        @torch.no_grad()
+        def plain() -> Any:
+            return cache_of(model(**inputs, logits_to_keep=1, use_cache=True))
+
+        @torch.no_grad()
+        def pruned() -> Any:
+            with pruner.attach(model):
+                return cache_of(model(**inputs, logits_to_keep=1, use_cache=True))
+
+        if self.reference_cost is None:
+            self.reference_cost = (cache_bytes(plain()), peak_bytes(plain, device))
+        cache = cache_bytes(pruned()) / self.reference_cost[0]
+        return time_ratio(pruned, plain, device=device), peak_bytes(pruned, device) / self.reference_cost[1], cache
+
+    def _show(self, method: str, keep: float, trace: PruningTrace) -> None:
+        items = self.subject.items[: self.settings.maps]
+        first = [trace.of_image(i)[0] for i in range(min(len(items), len(trace.counts())))]
+        if not first or any(entry.grid is None for entry in first):
+            return
+        if "items" not in self.shown:
+            pictures = [_data_uri(self.subject.picture(item)) for item in items]
+            shown = [
+                {"image": picture, "question": item.question, "answer": item.answer, "grid": entry.grid}
+                for picture, item, entry in zip(pictures, items, first, strict=True)
+            ]
+            self.shown = {"items": shown, "kept": {}}
+        budgets = self.shown["kept"].setdefault(method, {})
+        budgets[f"{keep:g}"] = [_kept_indices(trace, i) for i in range(len(first))]
+
+
+def _kept_indices(trace: PruningTrace, image: int) -> list[int]:
+    """What an image was left with after its last decision that left anything (a removal of all tokens is shown in the text)."""
+    entries = [entry for entry in trace.of_image(image) if entry.indices.numel()]
+    return entries[-1].indices.tolist() if entries else []
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _data_uri(picture: Any) -> str:
+    picture = picture.copy()
+    picture.thumbnail((448, 448))
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""Claims, result files, runs and what they measure."""

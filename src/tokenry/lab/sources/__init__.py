@@ -1,0 +1,1 @@
+"""Real data and real models read into plain objects."""

@@ -1,0 +1,89 @@
+"""Loaders of the audio assets: the speech recogniser, the speaker encoder, and recordings as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenry.errors import optional
+from tokenry.lab.assets.folders import derived, fetch
+from tokenry.lab.sources.speaker_encoder import SpeakerEncoder, convert_checkpoint
+from tokenry.lab.sources.whisper import whisper_folder
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff")
+
+
+class Recogniser(NamedTuple):
+    """`WhisperForConditionalGeneration` in evaluation mode, its tokenizer, its feature extractor (16 kHz)."""
+
+    model: Any
+    tokenizer: Any
+    features: Any
+
+
+def whisper(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, offline: bool | None = None
+) -> Recogniser:
+    """Whisper tiny.en (4 + 4 layers, 384 wide, English only); the file of the package is converted once to safetensors."""
+    from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    folder = whisper_folder(offline=offline)
+    model: Any = WhisperForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return Recogniser(model.to(device).eval(), tokenizer, WhisperFeatureExtractor(feature_size=80))
+
+
+def speaker_encoder(device: str | torch.device = "cpu", *, offline: bool | None = None) -> SpeakerEncoder:
+    """The GE2E speaker encoder with Resemblyzer's weights, in evaluation mode."""
+    from safetensors.torch import load_file
+
+    source = fetch("resemblyzer", offline=offline)
+    folder = derived("resemblyzer", "safetensors", lambda target: convert_checkpoint(source, target))
+    encoder = SpeakerEncoder()
+    encoder.load_state_dict(load_file(folder / "model.safetensors"))
+    return encoder.to(device).eval()
+
+
+def audio_length(path: str | Path) -> tuple[int, int]:
+    """Samples per channel and sample rate of a sound file, without reading it; errors as of `read_audio`."""
+    info = _soundfile(path, lambda library: library.info(path))
+    return int(info.frames), int(info.samplerate)
+
+
+def read_audio(path: str | Path, start: int = 0, samples: int = -1) -> tuple[Tensor, int]:
+    """A sound file, or a part of it, as mono float32 [T] in -1..1 and its sample rate; channels are averaged.
+
+    Raises FileNotFoundError, MissingDependencyError (no soundfile) or ValueError (not a sound file, or nothing in it).
+    """
+    found, rate = _soundfile(path, lambda library: library.read(path, samples, start, dtype="float32", always_2d=True))
+    if not len(found):
+        raise ValueError(f"{path} holds no samples")
+    return torch.from_numpy(found).mean(1), int(rate)
+
+
+def _soundfile(path: str | Path, call: Callable[[Any], Any]) -> Any:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no sound file at {path}")
+    library: Any = optional("soundfile", "audio")
+    try:
+        return call(library)
+    except library.LibsndfileError as error:
+        raise ValueError(f"{path} is not a sound file that can be read ({error}); known: {', '.join(SUFFIXES)}") from error
+
+
+def write_audio(path: str | Path, wave: Tensor, sample_rate: int) -> None:
+    """Mono float [T] as a 16-bit wav file, by the standard library; samples outside -1..1 are clipped as wav files are."""
+    import wave as library
+
+    values = (wave.detach().float().cpu().clamp(-1, 1) * 32767).round().to(torch.int16)
+    with library.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(values.numpy().astype("<i2").tobytes())

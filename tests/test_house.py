@@ -1,0 +1,230 @@
+"""The house holds: floors, wings, circles, sizes, names and who may do what. Read from the source alone."""
+
+import ast
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "tokenry"
+WINGS = ("pruning", "text", "codecs", "training", "generation", "interpret")
+FLOORS = {"core": 0, "hosts": 1, **dict.fromkeys(WINGS, 2), "testing": 3, "lab": 3, "cli": 4}
+BETWEEN_WINGS = {("generation", "codecs"), ("training", "codecs.vq")}
+"""The two exceptions of the design: who may import what of another wing."""
+
+# What is not in order yet. Entries only ever leave these lists; a list that names something in order fails.
+UPWARD: set[tuple[str, str]] = set()
+CIRCLES: set[frozenset[str]] = {
+    frozenset({"tokenry.codecs.audio.codec", "tokenry.codecs.audio.streaming"}),
+    frozenset({"tokenry.hosts.text.beginnings", "tokenry.hosts.text.cut_beginnings", "tokenry.hosts.text.vocabulary"}),
+    frozenset({"tokenry.text.byteprobs.model", "tokenry.text.byteprobs.state"}),
+}
+DOUBLE_NAMES: set[str] = {"Canvases", "ClsRow", "Layout", "Recipe", "Stage", "Unit"}
+LONG_FILES: set[str] = set()
+LONG_FUNCTIONS: set[str] = set()
+CALLS: dict[str, set[str]] = {
+    "backward": {
+        "tokenry.codecs.audio.probes",
+        "tokenry.codecs.audio.token_lm",
+        "tokenry.codecs.audio.training",
+        "tokenry.lab.beds.graphs.knowledge_graph",
+        "tokenry.lab.beds.language.next_word",
+        "tokenry.lab.beds.language.recall",
+        "tokenry.lab.beds.language.symbols",
+        "tokenry.lab.beds.language.tiny_lm",
+        "tokenry.lab.beds.language.word_edits",
+        "tokenry.lab.beds.pictures.digit_vit",
+        "tokenry.lab.beds.pictures.image_autoencoder",
+        "tokenry.lab.beds.vqa.train",
+        "tokenry.lab.claims.codecs.vq.distortion",
+        "tokenry.pruning.eet.training",
+        "tokenry.pruning.idpruner.training",
+        "tokenry.testing.language_models",
+        "tokenry.testing.quantizers",
+        "tokenry.text.lexinvariant.cipher",
+    },
+    "AdamW": {
+        "tokenry.codecs.audio.probes",
+        "tokenry.codecs.audio.token_lm",
+        "tokenry.codecs.audio.training",
+        "tokenry.lab.beds.graphs.knowledge_graph",
+        "tokenry.lab.beds.language.next_word",
+        "tokenry.lab.beds.language.recall",
+        "tokenry.lab.beds.language.symbols",
+        "tokenry.lab.beds.language.tiny_lm",
+        "tokenry.lab.beds.language.word_edits",
+        "tokenry.lab.beds.pictures.digit_vit",
+        "tokenry.lab.beds.pictures.image_autoencoder",
+        "tokenry.lab.beds.vqa.train",
+        "tokenry.lab.claims.codecs.vq.distortion",
+        "tokenry.pruning.eet.training",
+        "tokenry.pruning.glsim.training",
+        "tokenry.pruning.idpruner.training",
+        "tokenry.text.lexinvariant.cipher",
+        "tokenry.text.wordpool.training",
+    },
+    "torch.load": {"tokenry.lab.sources.cnn", "tokenry.lab.sources.speaker_encoder", "tokenry.pruning.eet.training"},
+    "torch.save": {"tokenry.pruning.eet.training"},
+    "torch.manual_seed": {
+        "tokenry.codecs.audio.probes",
+        "tokenry.codecs.audio.small_codec",
+        "tokenry.codecs.audio.token_lm",
+        "tokenry.lab.beds.graphs.knowledge_graph",
+        "tokenry.lab.beds.language.next_word",
+        "tokenry.lab.beds.language.recall",
+        "tokenry.lab.beds.language.symbols",
+        "tokenry.lab.beds.language.tiny_lm",
+        "tokenry.lab.beds.language.word_edits",
+        "tokenry.lab.beds.pictures.birds",
+        "tokenry.lab.beds.pictures.digit_vit",
+        "tokenry.lab.beds.pictures.image_autoencoder",
+        "tokenry.lab.beds.vqa.bed",
+        "tokenry.lab.beds.vqa.train",
+        "tokenry.lab.claims.codecs.vq.links",
+        "tokenry.lab.claims.pruning.zooprune",
+        "tokenry.testing.audio_codecs",
+        "tokenry.testing.language_models",
+        "tokenry.testing.models",
+        "tokenry.testing.pruners",
+        "tokenry.text.consistency.probe",
+        "tokenry.text.lexinvariant.cipher",
+        "tokenry.text.lexinvariant.model",
+    },
+}
+
+
+@cache
+def modules():
+    """Dotted name -> syntax tree of every module."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
+    return found
+
+
+@cache
+def imports():
+    """Module -> modules of ours that it imports, at the top, inside functions or for types only."""
+    known = modules()
+    found = defaultdict(set)
+    for name, tree in known.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tokenry":
+                parts = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[name] |= {part if part in known else node.module for part in parts}
+            elif isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names if alias.name in known}
+        found[name].discard(name)
+    return dict(found)
+
+
+def place(module):
+    """Floor and wing of a module; None for the files at the root of the package."""
+    room = module.split(".")[1] if "." in module else ""
+    return (FLOORS[room], room) if room in FLOORS else None
+
+
+def outside(allowed):
+    seen = set()
+    for module, targets in imports().items():
+        here = place(module)
+        for target in targets:
+            there = place(target)
+            if here is None or there is None:
+                continue
+            higher = there[0] > here[0]
+            sideways = here[0] == there[0] == FLOORS["text"] and here[1] != there[1]
+            if sideways and any(here[1] == a and target.startswith(f"tokenry.{b}") for a, b in BETWEEN_WINGS):
+                continue
+            if higher or sideways:
+                seen.add((module, target))
+    return seen - allowed, allowed - seen
+
+
+def test_files_import_only_from_floors_below_and_wings_not_each_other():
+    assert outside(UPWARD) == (set(), set())
+
+
+def components():
+    """Sets of modules that import each other in a circle (Tarjan)."""
+    graph, index, low, stack, found = imports(), {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(graph.get(node, ())):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            member = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(member) > 1:
+                found.append(frozenset(member))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return set(found)
+
+
+def test_no_circle():
+    assert components() == CIRCLES
+
+
+def functions(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def length(node):
+    first = node.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    start = first.end_lineno if documented else node.body[0].lineno - 1
+    return node.end_lineno - start
+
+
+def test_files_and_functions_are_short():
+    files = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if path.read_text().count("\n") > 400}
+    assert files == LONG_FILES
+    long = {f"{name}.{node.name}" for name, tree in modules().items() for node in functions(tree) if length(node) > 60}
+    assert long == LONG_FUNCTIONS
+
+
+def test_no_public_class_name_twice():
+    seen = defaultdict(set)
+    for name, tree in modules().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                seen[node.name].add(name)
+    assert {name for name, places in seen.items() if len(places) > 1} == DOUBLE_NAMES
+
+
+def callers(attribute):
+    found = set()
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                text = ast.unparse(node.func)
+                if (
+                    text == attribute
+                    or text.endswith(f".{attribute}")
+                    or (attribute.startswith("torch.") and text == attribute)
+                ):
+                    found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("attribute", ["backward", "AdamW", "torch.load", "torch.save", "torch.manual_seed"])
+def test_who_may_call(attribute):
+    assert callers(attribute) == CALLS.get(attribute, set())
+
+
+def test_names_say_something():
+    assert not {path.name for path in SOURCE.rglob("*.py")} & {
+        f"{n}.py" for n in ("utils", "helpers", "misc", "common", "util")
+    }
