@@ -2,7 +2,7 @@
 
 One training step (forward, backward) and one prefill of a GPT-2 body; the three arms differ in nothing but their embeddings.
 Peak memory is what a step allocates on top of the weights; learnt embeddings have their gradient in it, and their weights and
-optimiser state besides. Times are medians of interleaved runs, ratios are to learnt embeddings.
+optimizer state besides. Times are medians of interleaved runs, ratios are to learnt embeddings.
 
     python benchmarks/lexinvariant.py [--quick] [--device cuda] [--threads 2]
 """

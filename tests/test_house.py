@@ -21,7 +21,7 @@ CIRCLES: set[frozenset[str]] = {
     frozenset({"tokenry.hosts.text.beginnings", "tokenry.hosts.text.cut_beginnings", "tokenry.hosts.text.vocabulary"}),
     frozenset({"tokenry.text.byteprobs.model", "tokenry.text.byteprobs.state"}),
 }
-DOUBLE_NAMES: set[str] = {"Canvases", "ClsRow", "Layout", "Recipe", "Stage", "Unit"}
+DOUBLE_NAMES: set[str] = {"Recipe"}
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 CALLS: dict[str, set[str]] = {

@@ -7,7 +7,7 @@ import torch
 
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.release import as_argument, cache_of
-from tokenry.hosts.vlm import Layout
+from tokenry.hosts.vlm import KeptColumns
 from tokenry.pruning import DivPrune, FastV, IDPruner, NoPruning, RandomPruner, ToDRE, TopK, UniformGrid, ZOOPrune
 from tokenry.testing import llava_inputs, onevision_inputs, qwen_inputs, tiny_llava, tiny_onevision, tiny_qwen
 from tokenry.testing.models import IMAGE_TOKEN
@@ -336,7 +336,7 @@ def test_text_only_prompts_pass_untouched():
 def test_layout_round_trip():
     real = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
     keep = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 1, 0, 1]]).bool()
-    layout = Layout.of(real, keep)
+    layout = KeptColumns.of(real, keep)
     assert layout.index.tolist() == [[0, 1, 4], [0, 2, 4]]
     assert layout.mask.tolist() == [[False, True, True], [True, True, True]]
     assert layout.dropped.tolist() == [2, 2]

@@ -34,7 +34,7 @@ from tokenry.text.kl3m import (
     train_char_tokenizer,
     train_domain_tokenizer,
 )
-from tokenry.text.training import bpe_parts, train_bpe
+from tokenry.text.bpe import bpe_parts, train_bpe
 
 FAST = settings(max_examples=25, deadline=None)
 TEXTS = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:25]

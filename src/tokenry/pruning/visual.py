@@ -18,7 +18,7 @@ Scope = Literal["image", "prompt", "crop"]
 
 
 @dataclass(frozen=True)
-class Unit:
+class BudgetUnit:
     """Tokens that share one budget: parts (image number, token indices) of one prompt."""
 
     parts: tuple[tuple[int, Tensor], ...]
@@ -73,7 +73,7 @@ class VisualPruner(Pruner):
         """Whether units of one size may be selected in one call (not where the result depends on the unit's number)."""
         return True
 
-    def _budgets(self, units: Sequence[Unit]) -> list[int]:
+    def _budgets(self, units: Sequence[BudgetUnit]) -> list[int]:
         return [self.plan(len(unit)) for unit in units]
 
     def _stage(self, model: nn.Module, run: _Run) -> DecoderStage | None:
@@ -113,7 +113,7 @@ class _Run:
             )
         return self.kept
 
-    def _select(self, images: Sequence[VisualTokens], units: Sequence[Unit]) -> Iterator[tuple[Unit, Tensor, Tensor | None]]:
+    def _select(self, images: Sequence[VisualTokens], units: Sequence[BudgetUnit]) -> Iterator[tuple[BudgetUnit, Tensor, Tensor | None]]:
         pruner = self.pruner
         prepared = []
         for unit, budget in zip(units, pruner._budgets(units), strict=True):
@@ -148,15 +148,15 @@ def _merge(earlier: Tensor | None, image: VisualTokens, index: Tensor, values: T
     return scores
 
 
-def _units(images: Sequence[VisualTokens], scope: Scope) -> list[Unit]:
+def _units(images: Sequence[VisualTokens], scope: Scope) -> list[BudgetUnit]:
     tokens = [image.prunable.nonzero().squeeze(1) for image in images]
     if scope == "image":
-        return [Unit(((i, index),)) for i, index in enumerate(tokens)]
+        return [BudgetUnit(((i, index),)) for i, index in enumerate(tokens)]
     if scope == "prompt":
         rows = sorted({image.row for image in images})
-        return [Unit(tuple((i, tokens[i]) for i, image in enumerate(images) if image.row == row)) for row in rows]
+        return [BudgetUnit(tuple((i, tokens[i]) for i, image in enumerate(images) if image.row == row)) for row in rows]
     return [
-        Unit(((i, (image.crop == crop).nonzero().squeeze(1)),))
+        BudgetUnit(((i, (image.crop == crop).nonzero().squeeze(1)),))
         for i, image in enumerate(images)
         for crop in image.crop[image.crop >= 0].unique().tolist()
     ]

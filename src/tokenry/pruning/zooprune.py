@@ -34,7 +34,7 @@ from tokenry.pruning.sensitivity import (
     two_sided_sensitivity,
     unit_directions,
 )
-from tokenry.pruning.visual import Scope, Unit, VisualPruner, identity
+from tokenry.pruning.visual import Scope, BudgetUnit, VisualPruner, identity
 
 Method = Literal["finite_difference", "exact"]
 
@@ -134,7 +134,7 @@ class ZOOPrune(VisualPruner):
     def _importance(self, features: Tensor, tokens: Sequence[tuple[VisualTokens, Tensor]], number: int) -> Tensor:
         return torch.cat([image.signals["sensitivity"][index] for image, index in tokens])
 
-    def _budgets(self, units: Sequence[Unit]) -> list[int]:
+    def _budgets(self, units: Sequence[BudgetUnit]) -> list[int]:
         """Each image's budget, divided by its number of crops and rounded down."""
         sizes: dict[int, list[int]] = {}
         for unit in units:

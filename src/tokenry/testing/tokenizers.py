@@ -122,7 +122,7 @@ def _deterministic(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
 def _reloads(tokenizer: Any, inner: Tokenizer, texts: Sequence[str]) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenry.text.training import to_transformers
+    from tokenry.text.bpe import to_transformers
 
     fast = to_transformers(inner) if isinstance(tokenizer, Tokenizer) else tokenizer
     with tempfile.TemporaryDirectory() as folder:

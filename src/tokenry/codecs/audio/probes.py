@@ -129,8 +129,8 @@ def train_probe(
     if probe.embedding is None:
         real = x[keep].detach()
         probe.mean, probe.deviation = real.mean(0), real.std(0).clamp_min(1e-6)
-    optimiser = torch.optim.AdamW(probe.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
     losses = []
     probe.train()
@@ -141,9 +141,9 @@ def train_probe(
             wanted = torch.where(keep[rows], wanted, IGNORED)
         logits = probe(x[rows], keep[rows])
         loss = nn.functional.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=IGNORED)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
     probe.eval()

@@ -77,18 +77,18 @@ class LMTraining:
 def train_token_lm(lm: TokenLM, codes: Tensor, settings: LMTraining | None = None) -> list[float]:
     """Train `lm` in place on codes [N,T,M] (-1 = padding); returns the nats per frame of every step."""
     settings = settings or LMTraining()
-    optimiser = torch.optim.AdamW(lm.parameters(), lr=settings.learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=settings.learning_rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
     losses = []
     lm.train()
     for _ in range(settings.steps):
         rows = torch.randperm(len(codes), generator=generator)[: settings.batch].to(codes.device)
         loss = lm(codes[rows])
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
     lm.eval()

@@ -30,7 +30,7 @@ class CodecTraining:
     """Settings of the recipe.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch: segments per step.
         segment: samples of a segment, cut down to whole frames.
         learning_rate: peak of AdamW, reached after 5 % of the steps, then a cosine to a twentieth.
@@ -103,21 +103,21 @@ def train_codec(
             f"waves must be floating-point clips of at least {max(segment, hop)} samples, got {waves.dtype} {list(waves.shape)}"
         )
     _check_features(model, features, size["N"], size["S"] // hop)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.8, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.8, 0.99), weight_decay=0.0)
     history: list[dict[str, float]] = []
-    start = _resume(Path(folder), model, optimiser, settings, history) if folder is not None else 0
+    start = _resume(Path(folder), model, optimizer, settings, history) if folder is not None else 0
     model.train()
     try:
         for step in range(start, settings.steps):
             batch, targets = _draw(waves, features, settings, segment, hop, step)
-            row = _step(model, batch, targets, optimiser, settings, step)
+            row = _step(model, batch, targets, optimizer, settings, step)
             if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
                 history.append({"step": step + 1, **{name: float(value) for name, value in row.items()}})
                 if progress is not None:
                     told = ", ".join(f"{name} {history[-1][name]:.3g}" for name in ("wave", "perplexity") if name in row)
                     progress(told, (step + 1) / settings.steps)
             if folder is not None and ((step + 1) % settings.save_every == 0 or step + 1 == settings.steps):
-                _save(Path(folder), model, optimiser, settings, history, step + 1)
+                _save(Path(folder), model, optimizer, settings, history, step + 1)
     finally:
         model.eval()
     return history
@@ -231,12 +231,12 @@ def _step(
     model: ConvCodec | ConvAutoencoder,
     batch: Tensor,
     targets: Tensor | None,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     settings: CodecTraining,
     step: int,
 ) -> dict[str, Tensor | float]:
     rate = _rate(step, settings)
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
     output: Any = model(batch)
     made = output.wave if isinstance(output, CodecPass) else output
@@ -249,12 +249,12 @@ def _step(
         if targets is not None and output.semantic is not None:
             terms["semantic"] = 1 - nn.functional.cosine_similarity(output.semantic, targets, dim=-1).mean()
             loss = loss + settings.semantic_weight * terms["semantic"]
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
     if not math.isfinite(loss.item()) or not math.isfinite(norm):
         raise ValueError(f"step {step}: loss {loss.item()}, gradient norm {norm}; no weight was updated by it")
-    optimiser.step()
+    optimizer.step()
     row: dict[str, Tensor | float] = {name: value.detach() for name, value in terms.items()}
     if isinstance(output, CodecPass) and (step + 1) % settings.log_every == 0:
         stats = output.quantized.stats
@@ -274,19 +274,19 @@ def _rate(step: int, settings: CodecTraining) -> float:
 
 
 def _save(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, settings: CodecTraining, history: list, step: int
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: CodecTraining, history: list, step: int
 ) -> None:
-    """One file with weights, optimiser state and history, written beside its place and then moved there."""
+    """One file with weights, optimizer state and history, written beside its place and then moved there."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": x.detach().clone().contiguous() for name, x in model.state_dict().items()}
-    for number, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{number}.{name}": value.detach().clone() for name, value in state.items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value.detach().clone() for name, value in state.items()}
     facts = {"step": str(step), "settings": json.dumps(asdict(settings)), "history": json.dumps(history)}
     save_file(tensors, folder / "training.safetensors.tmp", metadata=facts)
     os.replace(folder / "training.safetensors.tmp", folder / "training.safetensors")
 
 
-def _resume(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, settings: CodecTraining, history: list) -> int:
+def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: CodecTraining, history: list) -> int:
     """Step to go on from; 0 when the folder has no checkpoint."""
     path = folder / "training.safetensors"
     if not path.exists():
@@ -302,9 +302,9 @@ def _resume(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, se
     model.load_state_dict({name[6:]: x for name, x in tensors.items() if name.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        if name.startswith("optimiser."):
+        if name.startswith("optimizer."):
             _, number, field = name.split(".", 2)
             state.setdefault(int(number), {})[field] = value
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     history.extend(json.loads(facts["history"]))
     return int(facts["step"])

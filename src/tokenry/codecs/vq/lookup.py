@@ -49,7 +49,7 @@ class LookupOptions(TypedDict, total=False):
     channels_first: bool
 
 
-class Stage(NamedTuple):
+class BookAnswer(NamedTuple):
     """One book's answer for rows z [n, d]: rows q [n, d], indices [n], loss; `soft` is q with a soft gradient."""
 
     rows: Tensor
@@ -163,7 +163,7 @@ class LookupQuantizer(Quantizer):
         """Unit rows for cosine (a zero row stays zero), z itself otherwise."""
         return F.normalize(z, dim=-1) if self._dot else z
 
-    def _stage(self, z: Tensor, book: int, step: int, given: Tensor | None = None) -> Stage:
+    def _stage(self, z: Tensor, book: int, step: int, given: Tensor | None = None) -> BookAnswer:
         """Choose codes for real rows z [n, d] from one book (or take the `given` ones); in training the book learns."""
         if self.training and self._starts_with_kmeans:
             self._start(z.detach(), book)
@@ -172,7 +172,7 @@ class LookupQuantizer(Quantizer):
         else:
             indices = nearest_codes(z, self._compared(book), dot=self._dot) if given is None else given
             rows = F.embedding(indices, self._emitted(book))
-            stage = Stage(rows, indices, self._loss(z, rows))
+            stage = BookAnswer(rows, indices, self._loss(z, rows))
         if self.training:
             self._learn(z.detach(), stage.indices, book, step)
         return stage
@@ -183,8 +183,8 @@ class LookupQuantizer(Quantizer):
             return soft
         return rotation_trick(z, rows) if self.estimator == "rotation" else straight_through(z, rows)
 
-    def _soft_stage(self, z: Tensor, book: int, step: int) -> Stage:
-        """Stage with the logits of all codes: for soft estimators and the entropy term. Memory O(n K)."""
+    def _soft_stage(self, z: Tensor, book: int, step: int) -> BookAnswer:
+        """Answer with the logits of all codes: for soft estimators and the entropy term. Memory O(n K)."""
         # a copy, since the book is updated in place before the backward pass
         compared, emitted = self._compared(book).clone(), self._emitted(book).clone()
         logits = z @ compared.t() if self._dot else -squared_distances(z, compared)
@@ -192,13 +192,13 @@ class LookupQuantizer(Quantizer):
         if self.estimator not in SOFT_ESTIMATORS:
             indices = logits.detach().argmax(dim=-1)
             rows = F.embedding(indices, emitted)
-            return Stage(rows, indices, self._loss(z, rows) + extra)
+            return BookAnswer(rows, indices, self._loss(z, rows) + extra)
         if self.estimator == "gumbel":
             weights, indices = gumbel_softmax(logits, self.temperature, self._noise(step, book, z.device))
         else:
             weights, indices = index_backprop(logits, self.temperature)
         codes, rows = weights @ emitted, F.embedding(indices, emitted)
-        return Stage(rows, indices, self._loss(z, rows) + extra, straight_through(codes, rows))
+        return BookAnswer(rows, indices, self._loss(z, rows) + extra, straight_through(codes, rows))
 
     def _noise(self, step: int, book: int, device: torch.device) -> torch.Generator:
         rank = torch.distributed.get_rank() if world_size() > 1 else 0

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import AdditiveSearch
 from tokenry.codecs.vq.base import Choice, Quantized, spread
-from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer, Stage
+from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer, BookAnswer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import code_bias, nearest_codes
@@ -114,12 +114,12 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         each = torch.stack([*losses, *[z.new_zeros(())] * (self.levels - used)])
         return Choice(self._codes(z, total, soft), indices, self._with_orthogonality(each.sum()), each)
 
-    def _level(self, residual: Tensor, active: Tensor | None, given: Tensor | None, level: int, step: int) -> Stage:
+    def _level(self, residual: Tensor, active: Tensor | None, given: Tensor | None, level: int, step: int) -> BookAnswer:
         """One level's stage for all rows: zero codes and index -1 where not active."""
         real = self._prepare(residual if active is None else residual[active])
         stage = self._stage(real, level, step, given if given is None or active is None else given[active])
         soft = None if stage.soft is None else spread(stage.soft, active)
-        return Stage(spread(stage.rows, active), spread(stage.indices, active, -1), stage.loss, soft)
+        return BookAnswer(spread(stage.rows, active), spread(stage.indices, active, -1), stage.loss, soft)
 
     def _must_start(self) -> bool:
         return self.training and self._starts_with_kmeans and not bool(self.initialised.all())

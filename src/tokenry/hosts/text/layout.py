@@ -19,7 +19,7 @@ _DROPS_SPACE = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimi
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenizerLayout:
     """The parts of a tokenizer definition that decide which bytes a token stands for.
 
     Attributes:
@@ -66,7 +66,7 @@ def _flat(part: dict[str, Any] | None, children: str) -> list[dict[str, Any]]:
     return [part]
 
 
-def read_layout(definition: dict[str, Any], owner: object) -> Layout:
+def read_layout(definition: dict[str, Any], owner: object) -> TokenizerLayout:
     """Layout of a ``tokenizer.json`` definition.
 
     Raises:
@@ -92,7 +92,7 @@ def read_layout(definition: dict[str, Any], owner: object) -> Layout:
     lossy += [part["type"] for part in normalizers if part["type"] not in known]
     lossy += [part["type"] for part in normalizers if part["type"] == "Replace" and part not in marks]
     added = definition.get("added_tokens", [])
-    return Layout(
+    return TokenizerLayout(
         kind="byte_level" if byte_level else "byte_fallback" if _falls_back(model) else "plain",
         algorithm=algorithm,
         space_mark=space_mark,

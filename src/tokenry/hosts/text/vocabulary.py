@@ -21,7 +21,7 @@ from tokenry.hosts.text.beginnings import Canonical, PairwiseBPE, Reencoding
 from tokenry.hosts.text.classes import is_prefix, split_partial
 from tokenry.hosts.text.cut_beginnings import RegexBPE
 from tokenry.hosts.text.files import as_backend
-from tokenry.hosts.text.layout import Layout, bare_copy, read_layout
+from tokenry.hosts.text.layout import TokenizerLayout, bare_copy, read_layout
 from tokenry.hosts.text.merges import MergeTable, table_of
 from tokenry.hosts.text.trie import ByteTrie
 
@@ -38,7 +38,7 @@ class ByteVocabulary:
         lengths: bytes per id, 0 where it has none.
     """
 
-    def __init__(self, pieces: Sequence[bytes | None], layout: Layout, backend: Tokenizer | None, definition: Any) -> None:
+    def __init__(self, pieces: Sequence[bytes | None], layout: TokenizerLayout, backend: Tokenizer | None, definition: Any) -> None:
         self.pieces: tuple[bytes | None, ...] = tuple(pieces)
         self.layout = layout
         self.special = dict(layout.special)
@@ -102,7 +102,7 @@ class ByteVocabulary:
         pieces: list[bytes | None] = [None] * (1 + max((token for _, token in pairs), default=-1))
         for piece, token in pairs:
             pieces[token] = piece.encode() if isinstance(piece, str) else piece
-        return cls(pieces, Layout("plain", "bare", False, False, None, False), None, None)
+        return cls(pieces, TokenizerLayout("plain", "bare", False, False, None, False), None, None)
 
     @property
     def kind(self) -> str:

@@ -3,7 +3,7 @@
 from tokenry.hosts.vision.checkpoint import fill, load_vision_module, save_vision_module
 from tokenry.hosts.vision.signals import (
     BlockSignals,
-    ClsRow,
+    ClsAttention,
     Dropped,
     Merged,
     Selected,
@@ -21,7 +21,7 @@ from tokenry.hosts.vision.signals import (
 
 __all__ = [
     "BlockSignals",
-    "ClsRow",
+    "ClsAttention",
     "Dropped",
     "Merged",
     "Selected",

@@ -12,7 +12,7 @@ from tokenry.hosts.attach import Hooks
 from tokenry.hosts.vision.towers import VisionHost, describe
 
 
-class ClsRow:
+class ClsAttention:
     """What one block's attention looked like to CLS in the latest forward; filled by :func:`capture_cls_row`."""
 
     def __init__(self, host: VisionHost, layer: int) -> None:
@@ -92,7 +92,7 @@ class AttentionCapture:
         self.output = args[0].detach()
 
 
-def capture_cls_row(hooks: Hooks, vision_model: nn.Module, layer: int = -1) -> ClsRow:
+def capture_cls_row(hooks: Hooks, vision_model: nn.Module, layer: int = -1) -> ClsAttention:
     """Record the CLS row of block `layer` of `vision_model` during its normal forwards.
 
     The holder keeps the latest forward only: CLS query, keys and per-head outputs, O(B N D) memory. The row is computed when it
@@ -104,7 +104,7 @@ def capture_cls_row(hooks: Hooks, vision_model: nn.Module, layer: int = -1) -> C
     """
     host = describe(vision_model)
     host.require_cls("the CLS row of attention")
-    row = ClsRow(host, host.block(layer))
+    row = ClsAttention(host, host.block(layer))
     row._capture.install(hooks)
     return row
 

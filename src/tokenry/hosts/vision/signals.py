@@ -14,13 +14,13 @@ from tokenry.core.checks import check_choice
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import attached
 from tokenry.hosts.vision.edit import BlockSignals, Dropped, Merged, Merger, Selected, Selector, drop_after, merge_after
-from tokenry.hosts.vision.rows import ClsRow, capture_cls_row
+from tokenry.hosts.vision.rows import ClsAttention, capture_cls_row
 from tokenry.hosts.vision.towers import SUPPORTED, VisionHost, as_pair, describe, image_size_of
 
 __all__ = [
     "SUPPORTED",
     "BlockSignals",
-    "ClsRow",
+    "ClsAttention",
     "Dropped",
     "FinalTokens",
     "Merged",

@@ -1,9 +1,9 @@
 """Vision-language models: signals of visual tokens, prompts without the ones that were not chosen."""
 
-from tokenry.hosts.vlm.kept_columns import Layout
+from tokenry.hosts.vlm.kept_columns import KeptColumns
 from tokenry.hosts.vlm.prompt import Positions, VisualTokens, prune_prompt
 from tokenry.hosts.vlm.signals import Signals
 from tokenry.hosts.vlm.stage import BlockView, DecoderStage
 from tokenry.hosts.vlm.weights import weigh_visual_tokens
 
-__all__ = ["BlockView", "DecoderStage", "Layout", "Positions", "Signals", "VisualTokens", "prune_prompt", "weigh_visual_tokens"]
+__all__ = ["BlockView", "DecoderStage", "KeptColumns", "Positions", "Signals", "VisualTokens", "prune_prompt", "weigh_visual_tokens"]

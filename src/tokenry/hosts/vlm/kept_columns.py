@@ -1,6 +1,6 @@
 """Rows of a batch with tokens taken out: what was kept, where it went, and the positions and masks that belong to it.
 
-A :class:`Layout` maps a batch of S columns to n' <= S columns. Rows that keep fewer tokens are padded on the left, as
+A :class:`KeptColumns` maps a batch of S columns to n' <= S columns. Rows that keep fewer tokens are padded on the left, as
 ``generate`` expects; the padding carries mask 0.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
+class KeptColumns:
     """Kept columns of a batch.
 
     Attributes:
@@ -30,8 +30,8 @@ class Layout:
     dropped: Tensor
 
     @classmethod
-    def of(cls, real: Tensor, keep: Tensor) -> Layout:
-        """Layout that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool."""
+    def of(cls, real: Tensor, keep: Tensor) -> KeptColumns:
+        """KeptColumns that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool."""
         kept = real & keep
         lengths = kept.sum(dim=1)
         width = int(lengths.max())

@@ -22,7 +22,7 @@ from tokenry.core.checks import check_choice
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
 from tokenry.hosts.release import CACHE, cache_in, cache_of, check_takes_cache, release
-from tokenry.hosts.vlm.kept_columns import Layout, row_mask
+from tokenry.hosts.vlm.kept_columns import KeptColumns, row_mask
 from tokenry.hosts.vlm.signals import Described, SignalCapture, Signals
 from tokenry.hosts.vlm.stage import DecoderStage, StageHooks
 
@@ -65,7 +65,7 @@ Chooser = Callable[[Sequence[VisualTokens]], Sequence[Tensor]]
 class _Prompt:
     """What happened to the prompt that a cache holds."""
 
-    layout: Layout | None
+    layout: KeptColumns | None
     real: Tensor
     next_position: Tensor
     stage: Any = None
@@ -190,7 +190,7 @@ class _PromptPruner:
             visual[row, columns] = True
         positions = kwargs.get("position_ids")
         prompt = _Prompt(None, real, self._next_position(real, positions))
-        layout = Layout.of(real, keep)
+        layout = KeptColumns.of(real, keep)
         if layout.width < real.shape[1] or not bool(keep.all()):
             prompt.layout = layout
             kwargs = dict(kwargs)
@@ -287,7 +287,7 @@ class _PromptPruner:
             return positions[:, -1].expand(real.shape[0]) + 1
         return torch.full((real.shape[0],), real.shape[1], device=real.device)
 
-    def _prompt_positions(self, positions: Tensor | None, layout: Layout, device: torch.device) -> Tensor:
+    def _prompt_positions(self, positions: Tensor | None, layout: KeptColumns, device: torch.device) -> Tensor:
         if positions is not None and positions.dim() == 3:
             planes = torch.stack([layout.take(plane) for plane in positions])
             return torch.cat([layout.counted()[None], planes[1:]]) if len(planes) == 4 else planes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks
-from tokenry.hosts.vision.signals import ClsRow, capture_cls_row
+from tokenry.hosts.vision.signals import ClsAttention, capture_cls_row
 
 ProjectorSignal = Callable[[nn.Module, Tensor], Tensor]
 """(token-wise projector, its input [G,N,d]) -> score [G,N]; G counts images, or crops of images."""
@@ -63,7 +63,7 @@ class SignalCapture:
         self.packed: list[Tensor] | None = None
         self.packed_shapes: list[tuple[int, int]] = []
         self.merge = hasattr(inner, "visual")
-        self.row: ClsRow | None = None
+        self.row: ClsAttention | None = None
         self.probing = False
         if wanted.cls_attention:
             if self.merge:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokenry.hosts.attach import Hooks
 from tokenry.hosts.decoder import queries_keys
-from tokenry.hosts.vlm.kept_columns import Layout
+from tokenry.hosts.vlm.kept_columns import KeptColumns
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StageState:
 
     real: Tensor
     visual: Tensor
-    layout: Layout | None = None
+    layout: KeptColumns | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
     mask_known: bool = False
@@ -95,7 +95,7 @@ class StageHooks:
         keep = self.stage.decide(BlockView(query, key, float(module.scaling), state.real, state.visual))  # pyright: ignore
         keep = keep | ~state.visual
         if not bool((keep | ~state.real).all()):
-            state.layout = Layout.of(state.real, keep)
+            state.layout = KeptColumns.of(state.real, keep)
 
     def _first(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         state = self.state

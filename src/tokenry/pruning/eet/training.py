@@ -28,9 +28,9 @@ class EETTrainingConfig:
     """Settings of :class:`EETTrainer`; the defaults are the released recipe.
 
     Attributes:
-        learning_rate: peak rate of both optimisers.
+        learning_rate: peak rate of both optimizers.
         momentum: of SGD.
-        weight_decay: of both optimisers.
+        weight_decay: of both optimizers.
         optimizer: ``"sgd"`` as in the recipe, or ``"adamw"`` for training from scratch.
         batch_size: images per step.
         epochs: passes over the training set.
@@ -78,7 +78,7 @@ def hash_distillation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class EETTrainer:
-    """Trains a student and its teacher side by side: two losses, two backward passes, two optimisers.
+    """Trains a student and its teacher side by side: two losses, two backward passes, two optimizers.
 
     With outputs (y, u) of the student, (y_T, u_T) of the teacher, target codes b, and y~ the student's logits for the image
     whose most important patches (teacher's last block) are hidden::
@@ -148,7 +148,7 @@ class EETTrainer:
         return {"student": total, **terms}
 
     def train_step(self, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, float]:
-        """One step of both optimisers on one batch; returns the losses as numbers.
+        """One step of both optimizers on one batch; returns the losses as numbers.
 
         Raises:
             FloatingPointError: a loss that is not finite; the weights are left as they were.

@@ -25,7 +25,7 @@ class ScorerTraining:
 
     Attributes:
         budget: fraction of the visual tokens that the soft mask lets through. Released code: 0.2.
-        steps: optimiser steps.
+        steps: optimizer steps.
         learning_rate: of AdamW.
         binary_weight: (start, end) of the weight of the binary term, linear over the steps.
     """
@@ -61,7 +61,7 @@ def train_scorer(
     settings = settings or ScorerTraining()
     frozen = [p for p in model.parameters() if p.requires_grad]
     mode = model.training
-    optimiser = torch.optim.AdamW(scorer.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(scorer.parameters(), lr=settings.learning_rate)
     run = _SoftMask(scorer, settings.budget)
     history: list[dict[str, float]] = []
     for parameter in frozen:
@@ -71,7 +71,7 @@ def train_scorer(
     try:
         with weigh_visual_tokens(model, "train_scorer", run):
             for step, batch in zip(range(settings.steps), batches, strict=False):
-                history.append(_step(model, run, batch, optimiser, settings, step))
+                history.append(_step(model, run, batch, optimizer, settings, step))
                 if progress is not None:
                     progress(f"loss {history[-1]['language']:.3f}", (step + 1) / settings.steps)
     finally:
@@ -88,7 +88,7 @@ def _step(
     model: nn.Module,
     run: _SoftMask,
     batch: Mapping[str, Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     settings: ScorerTraining,
     step: int,
 ) -> dict[str, float]:
@@ -101,9 +101,9 @@ def _step(
     loss = language + weight * binary
     if not bool(torch.isfinite(loss)):
         raise ValueError(f"the loss of step {step} is {loss.item()}; the scorer was not updated by it")
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return {"language": language.item(), "binary": binary.item(), "weight": weight}
 
 

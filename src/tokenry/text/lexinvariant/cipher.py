@@ -78,7 +78,7 @@ def train_cipher_probe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = CipherProbe(model.config.hidden_size, model.config.vocab_size, hidden).to(device)
-    optimiser = torch.optim.AdamW(probe.parameters(), lr=learning_rate)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=learning_rate)
     training = model.training
     model.eval()
     for _ in range(steps):
@@ -86,9 +86,9 @@ def train_cipher_probe(
         tokens = text[start[:, None] + torch.arange(length)].to(device)
         states = final_states(model, tokens, generator=draws)[:, skip:]
         loss = F.cross_entropy(probe(states.float()).flatten(0, 1), tokens[:, skip:].flatten())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     model.train(training)
     return probe.eval()
 

@@ -49,7 +49,7 @@ from tokenry.text.premium.predictors import (
 from tokenry.text.premium.regression import Regression, regress, regress_each
 from tokenry.text.premium.superword import STAGE2_REGEX, extend_superword, train_superword
 from tokenry.text.premium.vocabularies import SizeCurve, Validation, measure_sizes, validate_vocabularies
-from tokenry.text.training import to_transformers, train_bpe, truncate
+from tokenry.text.bpe import to_transformers, train_bpe, truncate
 
 __all__ = [
     "PAPER_TARGETS",

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenry.core.checks import check_int
 from tokenry.text.premium.counting import check_parallel, line_counts
 from tokenry.text.premium.power_law import PowerLaw, TargetChoice, choose_target, fit_power_law
-from tokenry.text.training import train_bpe, truncate
+from tokenry.text.bpe import train_bpe, truncate
 
 Trainer = Callable[[Sequence[str], int], Tokenizer]
 

@@ -147,18 +147,18 @@ def train(model: nn.Module, coder: UnitCoder, words: Sequence[str], sizes: Sizes
     model.to(device).train()
     batches = _pooled_batches if coder.kind == "pooled" else _flat_batches
     options: dict[str, Any] = {"lr": sizes.learning_rate, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    optimiser = torch.optim.AdamW(model.parameters(), **options)
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
     warmup = max(1, sizes.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / warmup, (sizes.steps - i) / max(1, sizes.steps - warmup))
+        optimizer, lambda i: min((i + 1) / warmup, (sizes.steps - i) / max(1, sizes.steps - warmup))
     )
     draw = batches(coder, words, sizes, torch.Generator().manual_seed(seed))
     for _ in range(sizes.steps):
         loss = model(**{name: x.to(device) for name, x in draw().items()}).loss
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     model.eval()
 

@@ -85,14 +85,14 @@ def byte_host(text: str, *, seed: int = 0, steps: int = 60, width: int = 64, lay
         model = LlamaForCausalLM(config)
     model.to(device)  # pyright: ignore[reportArgumentType]
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
         starts = torch.randint(len(data) - 129, (16,), generator=generator)
         batch = torch.stack([data[s : s + 129] for s in starts.tolist()])
         loss = F.cross_entropy(model(batch[:, :-1]).logits.flatten(0, 1), batch[:, 1:].flatten())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return Host(model.eval(), lambda text: list(text.encode("utf-8")))
 
 

@@ -45,15 +45,15 @@ def train_on(
     """AdamW with clip 1.0, a warm-up of 100 steps and linear decay; `draw` gives tokens and labels [B,T]."""
     check_int("steps", steps, 1)
     model.to(device).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: min((i + 1) / 100, 1.0) * (1 - i / steps))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, 1.0) * (1 - i / steps))
     for step in range(steps):
         tokens, labels = draw()
         loss = model(tokens.to(device), labels=labels.to(device)).loss
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step % 50 == 0:
             progress(step / steps)

@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Canvases(Dataset[Any]):
+class DigitCanvases(Dataset[Any]):
     """Images [n,1,24,24] (normalised), labels [n], and the digit's box [n,4] in pixels (top, left, bottom, right)."""
 
     images: Tensor
@@ -51,13 +51,13 @@ class Canvases(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 
-    def first(self, count: int) -> Canvases:
+    def first(self, count: int) -> DigitCanvases:
         """The first `count` canvases."""
-        return Canvases(self.images[:count], self.labels[:count], self.boxes[:count])
+        return DigitCanvases(self.images[:count], self.labels[:count], self.boxes[:count])
 
-    def to(self, device: str) -> Canvases:
+    def to(self, device: str) -> DigitCanvases:
         """The same canvases on `device`."""
-        return Canvases(self.images.to(device), self.labels.to(device), self.boxes.to(device))
+        return DigitCanvases(self.images.to(device), self.labels.to(device), self.boxes.to(device))
 
     def patches_inside(self) -> Tensor:
         """Which patches hold the digit, [n,36] bool."""
@@ -77,7 +77,7 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=8)
-def digit_canvases(seed: int = 0, *, copies: int = 2) -> tuple[Canvases, Canvases]:
+def digit_canvases(seed: int = 0, *, copies: int = 2) -> tuple[DigitCanvases, DigitCanvases]:
     """Training canvases (1,300 digits, `copies` canvases each) and test canvases (the other 497 digits, one each).
 
     Which digits are for training depends on `seed`, as do places, clutter and noise.
@@ -100,7 +100,7 @@ def _split(seed: int) -> tuple[Tensor, Tensor]:
     return order[:TRAIN_DIGITS], order[TRAIN_DIGITS:]
 
 
-def _compose(digits: Tensor, labels: Tensor, chosen: Tensor, generator: torch.Generator) -> Canvases:
+def _compose(digits: Tensor, labels: Tensor, chosen: Tensor, generator: torch.Generator) -> DigitCanvases:
     n, span = len(chosen), DIGIT // PATCH
     places = torch.randint(0, GRID - span + 1, (n, 2), generator=generator) * PATCH
     canvas = torch.zeros(n, CANVAS, CANVAS)
@@ -118,7 +118,7 @@ def _compose(digits: Tensor, labels: Tensor, chosen: Tensor, generator: torch.Ge
             canvas[row, r : r + PATCH, c : c + PATCH] = digits[other, y : y + PATCH, x : x + PATCH]
         canvas[row, top : top + DIGIT, left : left + DIGIT] = digits[index]
     canvas += _NOISE * torch.randn(canvas.shape, generator=generator)
-    return Canvases(((canvas - _MEAN) / _STD)[:, None], labels[chosen], torch.cat([places, places + DIGIT], dim=1))
+    return DigitCanvases(((canvas - _MEAN) / _STD)[:, None], labels[chosen], torch.cat([places, places + DIGIT], dim=1))
 
 
 def digit_vit_config() -> Any:
@@ -208,7 +208,7 @@ def hash_model_on(classifier: Any, *, bits: int, seed: int) -> EETHashModel:
 
 
 @torch.no_grad()
-def fit_hash_head(model: EETHashModel, train: Canvases, codes: Tensor) -> None:
+def fit_hash_head(model: EETHashModel, train: DigitCanvases, codes: Tensor) -> None:
     """Set the hash head to the least-squares map from the model's logits on `train` to `codes` [n,bits].
 
     The released recipe finds it within 90 epochs; a bench of a few epochs starts from there instead.
@@ -221,7 +221,7 @@ def fit_hash_head(model: EETHashModel, train: Canvases, codes: Tensor) -> None:
 
 
 @torch.no_grad()
-def class_hits(model: nn.Module, data: Canvases) -> Tensor:
+def class_hits(model: nn.Module, data: DigitCanvases) -> Tensor:
     """Whether the classifier is right about each canvas, [n] float on the CPU; a pruner may be attached to it."""
     whole: Any = model
     guesses = torch.cat([whole(batch).logits.argmax(dim=1) for batch in data.images.split(128)])

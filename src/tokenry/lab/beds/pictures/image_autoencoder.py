@@ -42,7 +42,7 @@ class Recipe:
         dim: width of a token.
         hidden: width of the MLP, or channels of the convolutions.
         tokens: tokens of an image (MLP only; convolutions have one for every 4 x 4 pixels).
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch: images of a step.
         learning_rate: of AdamW.
         seed: of weights, quantizer and order of the images.
@@ -283,7 +283,7 @@ def _resume(
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Weights, optimiser moments and the step in one safetensors file, put in place in one move."""
+    """Weights, optimizer moments and the step in one safetensors file, put in place in one move."""
     from safetensors.torch import save_file
 
     tensors = {f"model.{name}": x for name, x in model.state_dict().items()}

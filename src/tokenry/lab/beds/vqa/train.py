@@ -121,23 +121,23 @@ class Descent:
         decay = [p for p in outer if p.ndim > 1]
         rest = [p for p in outer if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": 0.0 if muon else 0.05}, {"params": rest, "weight_decay": 0.0}]
-        self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
         if inner:
-            self.optimisers.append(torch.optim.Muon(inner, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
+            self.optimizers.append(torch.optim.Muon(inner, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
         self.rate, self.steps, self.step = rate, steps, 0
 
     def __call__(self, loss: Tensor) -> None:
         """One step down `loss`."""
         warm = min(1.0, (self.step + 1) / 20)
         rate = self.rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * self.step / self.steps)))
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-            for group in optimiser.param_groups:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
                 group["lr"] = rate
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tokenry.lab.beds.pictures.digit_vit import (
     CLASSES,
-    Canvases,
+    DigitCanvases,
     class_hits,
     digit_canvases,
     fit_hash_head,
@@ -83,7 +83,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _pruned_accuracy(model: torch.nn.Module, test: Canvases, seed: int) -> dict[str, list[float]]:
+def _pruned_accuracy(model: torch.nn.Module, test: DigitCanvases, seed: int) -> dict[str, list[float]]:
     from tokenry.pruning.eet import EET
     from tokenry.pruning.vit_baselines import ClsRow, RandomPatches, ToMe
 
@@ -101,7 +101,7 @@ def _pruned_accuracy(model: torch.nn.Module, test: Canvases, seed: int) -> dict[
 
 
 def _retrieval(
-    name: str, model: torch.nn.Module, train: Canvases, test: Canvases, settings: dict[str, Any], seed: int
+    name: str, model: torch.nn.Module, train: DigitCanvases, test: DigitCanvases, settings: dict[str, Any], seed: int
 ) -> tuple[list[float], list[float], float]:
     """Trained with pruning: hits and average precision per test image, and mAP with the database encoded by the network."""
     from tokenry.pruning.eet import EET, EETTrainer, EETTrainingConfig, evaluate_retrieval, solve_hash_codes
