@@ -113,7 +113,9 @@ class _Run:
             )
         return self.kept
 
-    def _select(self, images: Sequence[VisualTokens], units: Sequence[BudgetUnit]) -> Iterator[tuple[BudgetUnit, Tensor, Tensor | None]]:
+    def _select(
+        self, images: Sequence[VisualTokens], units: Sequence[BudgetUnit]
+    ) -> Iterator[tuple[BudgetUnit, Tensor, Tensor | None]]:
         pruner = self.pruner
         prepared = []
         for unit, budget in zip(units, pruner._budgets(units), strict=True):

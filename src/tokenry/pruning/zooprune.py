@@ -34,7 +34,7 @@ from tokenry.pruning.sensitivity import (
     two_sided_sensitivity,
     unit_directions,
 )
-from tokenry.pruning.visual import Scope, BudgetUnit, VisualPruner, identity
+from tokenry.pruning.visual import BudgetUnit, Scope, VisualPruner, identity
 
 Method = Literal["finite_difference", "exact"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.codecs.audio.codec import PADDING, AudioCodec, bitrate
-from tokenry.codecs.audio.streaming import encode_in_chunks
+from tokenry.codecs.audio.codec import AudioCodec, bitrate, encode_in_chunks
+from tokenry.codecs.audio.codes import PADDING
 
 
 def _fail(check: str, codec: AudioCodec, detail: str) -> None:

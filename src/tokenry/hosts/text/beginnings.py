@@ -11,21 +11,18 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenry.hosts.text.classes import FUTURES, completions, is_prefix, legal_count, may_compose, split_partial
 from tokenry.hosts.text.merges import MergeTable
-
-if TYPE_CHECKING:
-    from tokenry.hosts.text.vocabulary import ByteVocabulary
+from tokenry.hosts.text.pieces import PieceTable
 
 
 class Canonical(ABC):
     """The valid beginnings of one tokenizer; `data` is always what the tokens spell, prefix space included."""
 
-    def __init__(self, vocabulary: ByteVocabulary) -> None:
+    def __init__(self, vocabulary: PieceTable) -> None:
         self.vocabulary = vocabulary
         self._heads: OrderedDict[bytes, list[int]] = OrderedDict()
 
@@ -109,7 +106,7 @@ class Canonical(ABC):
 class Reencoding(Canonical):
     """By definition, token by token: right for every deterministic tokenizer, one encoding per token of the vocabulary."""
 
-    def __init__(self, vocabulary: ByteVocabulary) -> None:
+    def __init__(self, vocabulary: PieceTable) -> None:
         super().__init__(vocabulary)
         self._known: OrderedDict[tuple[tuple[int, ...], bytes], np.ndarray] = OrderedDict()
 
@@ -130,7 +127,7 @@ class Reencoding(Canonical):
 class _Bytes:
     """Byte tokens of a SentencePiece vocabulary: they spell the characters that have no piece, one byte each."""
 
-    def __init__(self, vocabulary: ByteVocabulary) -> None:
+    def __init__(self, vocabulary: PieceTable) -> None:
         self.tokens = vocabulary.byte_tokens
         pieces = {piece for piece in vocabulary.text_pieces if len(piece) <= 4}
         characters = [piece for piece in pieces if len(piece.decode("utf-8", "replace")) == 1]
@@ -154,7 +151,7 @@ class _Bytes:
 class PairwiseBPE(Canonical):
     """BPE over the whole text: neighbours decide, and added tokens are checked by definition."""
 
-    def __init__(self, vocabulary: ByteVocabulary, table: MergeTable) -> None:
+    def __init__(self, vocabulary: PieceTable, table: MergeTable) -> None:
         super().__init__(vocabulary)
         self.table = table
         self._bytes = _Bytes(vocabulary)
@@ -216,7 +213,7 @@ class PairwiseBPE(Canonical):
             found[(*vocabulary.encode_text(tail), *(self._bytes.tokens[byte] for byte in partial))] = None
 
 
-def _compose(vocabulary: ByteVocabulary, table: MergeTable) -> list[int]:
+def _compose(vocabulary: PieceTable, table: MergeTable) -> list[int]:
     """Tokens that may compose with the character before them; those that no NFC text holds are ruled out in `table`."""
     found = []
     for token in np.flatnonzero(table.producible).tolist():
@@ -234,7 +231,7 @@ def _compose(vocabulary: ByteVocabulary, table: MergeTable) -> list[int]:
 class _AddedTokens:
     """Added tokens that are matched in text before BPE sees it (leftmost, longest)."""
 
-    def __init__(self, vocabulary: ByteVocabulary, table: MergeTable) -> None:
+    def __init__(self, vocabulary: PieceTable, table: MergeTable) -> None:
         self._rest: dict[bytes, list[bytes]] = {}
         self._trie = vocabulary.trie
         pieces = [vocabulary.pieces[token] or b"" for token in vocabulary.layout.added]
@@ -245,7 +242,7 @@ class _AddedTokens:
                 self._rest.setdefault(piece[:size], []).append(piece[size:])
         self._rule_out(set(pieces), vocabulary, table)
 
-    def _rule_out(self, known: set[bytes], vocabulary: ByteVocabulary, table: MergeTable) -> None:
+    def _rule_out(self, known: set[bytes], vocabulary: PieceTable, table: MergeTable) -> None:
         """Tokens with an added token inside are never made: the text would have been cut there."""
         heads = {piece[:2] for piece in known}
         sizes = sorted({len(piece) for piece in known})

@@ -7,16 +7,13 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenry.hosts.text.beginnings import PairwiseBPE
 from tokenry.hosts.text.classes import FUTURES, char_class, completions, compress, futures_of, is_prefix, split_partial
 from tokenry.hosts.text.merges import MergeTable
-
-if TYPE_CHECKING:
-    from tokenry.hosts.text.vocabulary import ByteVocabulary
+from tokenry.hosts.text.pieces import PieceTable
 
 _WINDOW, _WIDEST = 160, 4096
 _TABLES_KEPT = 2048
@@ -31,7 +28,7 @@ class RegexBPE(PairwiseBPE):
     Where it cuts depends on character classes, so it is asked once per pattern of classes and not once per token.
     """
 
-    def __init__(self, vocabulary: ByteVocabulary, table: MergeTable) -> None:
+    def __init__(self, vocabulary: PieceTable, table: MergeTable) -> None:
         super().__init__(vocabulary, table)
         self._tables: OrderedDict[Hashable, dict[Way, np.ndarray]] = OrderedDict()
         self._merged: dict[str, list[int]] = {}
