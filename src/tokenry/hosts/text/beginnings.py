@@ -42,8 +42,9 @@ class Canonical(ABC):
         tail = text.encode()[start:].decode()
         size = len(data) - start
         found: dict[tuple[int, ...], None] = {}
-        for future in self._futures(tail, partial):
-            self._cut(tail + future, size, found)
+        texts = [tail + future for future in self._futures(tail, partial)]
+        for text, ids in zip(texts, self.vocabulary.encode_texts(texts), strict=True):
+            self._cut(text, ids, size, found)
         self._raw_tips(tail, partial, found)
         return [head + list(ids) for ids in found]
 
@@ -58,11 +59,11 @@ class Canonical(ABC):
         """Add beginnings that end inside a character, which no text shows; none for most algorithms."""
         return
 
-    def _cut(self, text: str, size: int, found: dict[tuple[int, ...], None]) -> None:
-        """Add the part of the encoding of `text` that spells its first `size` bytes, if a token ends there."""
+    def _cut(self, text: str, ids: list[int], size: int, found: dict[tuple[int, ...], None]) -> None:
+        """Add the part of `ids`, the encoding of `text`, that spells its first `size` bytes, if a token ends there."""
         data, pieces = text.encode()[:size], self.vocabulary.pieces
         total, found_ids = 0, []
-        for token in self.vocabulary.encode_text(text):
+        for token in ids:
             if total >= size:
                 break
             piece = pieces[token] or b""
@@ -132,6 +133,7 @@ class _Bytes:
         pieces = {piece for piece in vocabulary.text_pieces if len(piece) <= 4}
         characters = [piece for piece in pieces if len(piece.decode("utf-8", "replace")) == 1]
         self._have: dict[bytes, int] = {}
+        self._known: dict[bytes, list[int]] = {}
         for character in characters:
             for size in range(1, len(character) + 1):
                 self._have[character[:size]] = self._have.get(character[:size], 0) + 1
@@ -143,9 +145,11 @@ class _Bytes:
         whole = 1 if not split_partial(partial)[1] else legal_count(partial)
         return self._have.get(partial, 0) < whole
 
-    def followers(self, partial: bytes, mask: np.ndarray) -> None:
-        for byte, token in self.tokens.items():
-            mask[token] = self.unknown(partial + bytes([byte]))
+    def following(self, partial: bytes) -> list[int]:
+        """Byte tokens that may follow the beginning `partial` of a character."""
+        if partial not in self._known:
+            self._known[partial] = [token for byte, token in self.tokens.items() if self.unknown(partial + bytes([byte]))]
+        return self._known[partial]
 
 
 class PairwiseBPE(Canonical):
@@ -165,7 +169,8 @@ class PairwiseBPE(Canonical):
         open_tail, open_text = self._after_added(tail, text)
         mask = self._text_followers(open_tail, open_text, partial)
         if self._bytes.tokens:
-            self._bytes.followers(partial, mask)
+            mask[list(self._bytes.tokens.values())] = False
+            mask[self._bytes.following(partial)] = True
         if len(self._added.ids):
             # An added token cuts the text before it, which must then be what the tokenizer makes of it alone.
             mask[self._added.ids] = not partial and self.vocabulary.encode_text(text.decode()) == tail

@@ -111,6 +111,10 @@ class PieceTable:
         """Ids of `text` as it stands: no prefix space, no check."""
         return self._encoder().encode(text, add_special_tokens=False).ids
 
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_text` of each."""
+        return [self.encode_text(text) for text in texts]
+
     def cuts(self, text: str) -> list[int]:
         """Positions between characters where the pre-tokenizer cuts `text`, ascending, without its ends."""
         splitter = self._encoder().pre_tokenizer
@@ -118,6 +122,10 @@ class PieceTable:
             return []
         marked = text.replace(" ", "\u2581") if self._marks_before_split else text
         return sorted({start for _, (start, _) in splitter.pre_tokenize_str(marked)} - {0})
+
+    def cuts_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """`cuts` of each."""
+        return [self.cuts(text) for text in texts]
 
     @cached_property
     def _marks_before_split(self) -> bool:
