@@ -82,7 +82,7 @@ CALLS: dict[str, set[str]] = {
         "tokenry.lab.claims.pruning.zooprune",
         "tokenry.testing.audio_codecs",
         "tokenry.testing.language_models",
-        "tokenry.testing.models",
+        "tokenry.testing.zoo",
         "tokenry.testing.pruners",
         "tokenry.text.consistency.probe",
         "tokenry.text.lexinvariant.cipher",

@@ -15,7 +15,7 @@ from tokenry.pruning.idpruner import (
     train_scorer,
 )
 from tokenry.testing import llava_inputs, tiny_llava
-from tokenry.testing.models import IMAGE_TOKEN
+from tokenry.testing.zoo import IMAGE_TOKEN
 
 PROPERTY = settings(max_examples=25, deadline=None)
 

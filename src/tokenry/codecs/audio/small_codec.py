@@ -23,6 +23,7 @@ from tokenry.codecs.audio.streaming import CodeStream
 from tokenry.codecs.vq import Quantized, Quantizer, ResidualVQ
 from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_float, check_int
+from tokenry.core.seeding import seeded
 from tokenry.hosts.audio import Chain, CodecLayout, Convolution, Elementwise, Residual, Stage
 
 
@@ -123,12 +124,8 @@ class ConvAutoencoder(nn.Module):
     def __init__(self, config: ConvCodecConfig) -> None:
         super().__init__()
         self.config = config
-        state = torch.random.get_rng_state()
-        torch.manual_seed(config.seed)
-        try:
+        with seeded(config.seed):
             self._build(config)
-        finally:
-            torch.random.set_rng_state(state)
 
     def _build(self, config: ConvCodecConfig) -> None:
         causal, widths = config.causal, config.widths

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_int
+from tokenry.core.seeding import seeded
 from tokenry.errors import AssetDamagedError
 from tokenry.lab.beds.pictures.canvas import COLOUR_NAMES, KINDS, ZONES, CanvasSpec, ask, make_canvases, questions
 
@@ -216,8 +217,7 @@ def build_model(seed: int, spec: CanvasSpec | None = None) -> LlavaForConditiona
         projector_hidden_act="gelu",
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return LlavaForConditionalGeneration(config)
 
 

@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tokenry.core.seeding import seeded
 from tokenry.lab.beds.pictures.canvas import FAMILY, KINDS, Canvases, CanvasSpec, make_canvases
 from tokenry.lab.beds.vqa import losses
 from tokenry.lab.beds.vqa.bed import (
@@ -310,8 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     full = asdict(Recipe())
     steps = {key: max(1, round(value * options.scale)) for key, value in full.items() if key.endswith("_steps")}
     model: Any = build_model(options.seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
+    with seeded(options.seed):
         heads = losses.TowerHeads(model.config.vision_config.hidden_size, CanvasSpec().cells)
     device = torch.device(options.device)
     trainer = Trainer(

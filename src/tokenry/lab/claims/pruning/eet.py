@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from tokenry.core.progress import within
 from tokenry.lab.beds.pictures.digit_vit import (
     CLASSES,
     DigitCanvases,
@@ -67,7 +68,7 @@ class EETClaim(Claim):
             epochs=settings["epochs"],
             limit=settings["train"],
             device=device,
-            progress=lambda i, n: progress("classifier", 0.5 * i / n),
+            progress=within(progress, 0.0, 0.5, "classifier"),
         )
         arms = _pruned_accuracy(model, test, seed)
         facts: dict[str, float | str] = {"patches": 36, "patches_kept": 6, "accuracy_dense": _mean(arms["dense"])}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokenry.core.progress import within
 from tokenry.core.selection import top_k
 from tokenry.lab.evidence.claim import Claim, Contrast, Measurement, Progress, Scale
 from tokenry.lab.evidence.measure import seconds
@@ -126,9 +127,7 @@ def _digit_facts(epochs: int, seed: int, device: str, progress: Progress) -> dic
     from tokenry.lab.beds.pictures.digit_vit import class_hits, digit_canvases, train_digit_vit
     from tokenry.pruning.glsim import GLSim
 
-    model = train_digit_vit(
-        seed, epochs=epochs, device=device, progress=lambda i, n: progress("digit model", 0.1 + 0.8 * i / n)
-    )
+    model = train_digit_vit(seed, epochs=epochs, device=device, progress=within(progress, 0.1, 0.9, "digit model"))
     test = digit_canvases(seed)[1].to(device)
     inside = test.patches_inside().cpu()
     facts: dict[str, float | str] = {"digit_accuracy": float(class_hits(model, test).mean()), "digit_chance": 0.25}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.lab.beds.pictures.image_autoencoder import Evaluation, Recipe, evaluate, train_autoencoder
+from tokenry.lab.beds.pictures.image_autoencoder import AutoencoderRecipe, Evaluation, evaluate, train_autoencoder
 from tokenry.lab.beds.pictures.image_sets import ImageSet
 
 _EMA = {"decay": 0.99, "commitment": 0.25}
@@ -68,7 +68,7 @@ def measure_estimators(images: ImageSet, steps: int, seed: int, device: str) -> 
 def _train(
     images: ImageSet, quantizer: str, options: Mapping[str, Any], steps: int, seed: int, device: str
 ) -> tuple[Evaluation, int, list[dict[str, Any]]]:
-    recipe = Recipe(quantizer=quantizer, options=options, steps=steps, seed=seed)
+    recipe = AutoencoderRecipe(quantizer=quantizer, options=options, steps=steps, seed=seed)
     trained = train_autoencoder(recipe, images, device=device, log_every=max(1, min(400, steps)))
     test: Tensor = images.test.to(device)
     found = evaluate(trained.model, test)

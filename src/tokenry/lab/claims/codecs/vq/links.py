@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from tokenry.codecs import GraphAnchorTokenizer
+from tokenry.core.seeding import seeded
 from tokenry.lab.beds.graphs.knowledge_graph import (
     HashedNodes,
     NodeTable,
@@ -42,8 +42,7 @@ def measure_links(
     arms: dict[str, list[float]] = {}
     for done, (name, (make, options)) in enumerate(makers.items()):
         progress(f"links: {name}", done / len(makers))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             source = make()
         model = train_distmult(graph, source, dim=32, epochs=epochs, seed=seed, **options)  # type: ignore[arg-type]
         ranks = reciprocal_ranks(model, graph)
