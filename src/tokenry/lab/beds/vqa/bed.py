@@ -2,7 +2,7 @@
 
 The model is a `transformers.LlavaForConditionalGeneration`: a CLIP vision tower (5 blocks, LLaVA reads the last but
 one, without CLS), the two-layer GELU projector, a Llama decoder (8 layers, 4 heads, 2 key-value heads), 196 visual
-tokens. It was trained by `tokenry.lab.beds.vqa.train` on canvases of handwritten digits; the questions here are
+tokens. It was trained by `tools/train_vqa.py` on canvases of handwritten digits; the questions here are
 about canvases of held-out digits.
 """
 
@@ -127,7 +127,7 @@ def load_vqa(
     return VQATestbed(model.to(device).eval(), tokenizer)
 
 
-TRAIN_COMMAND = "python -m tokenry.lab.beds.vqa.train --seed 0 --out DIR"
+TRAIN_COMMAND = "python tools/train_vqa.py --seed 0 --out DIR"
 
 
 def vqa_items(

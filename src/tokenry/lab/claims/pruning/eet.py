@@ -124,7 +124,7 @@ def _retrieval(
         hidden_patches=2 if name == "eet" else 0,
         seed=seed,
     )
-    EETTrainer(student, dense.twin() if taught else None, codes, config).fit(train)
+    EETTrainer(student, dense.twin() if taught else None, codes, config, train_dataset=train).train()
     student.eval()
     with torch.no_grad():
         guesses = torch.cat([student(batch).logits.argmax(dim=1) for batch in test.images.split(128)])
