@@ -24,6 +24,7 @@ from tokenry.text.wordpool.data import contiguous_split
 
 KINDS = ("char", "byte", "subword", "word", "pooled")
 _HEADS = 4
+_END = "\u2581"
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,16 @@ def unit_coder(kind: str, corpus: WordCorpus, vocabulary: int) -> UnitCoder:
         return UnitCoder(kind, lambda word: [index.get(word, 0)], vocabulary)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    bpe: Any = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    # The end of a word is a character of its own: with `end_of_word_suffix` the trainer numbers pieces in any order.
+    bpe: Any = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe.train_from_iterator([" ".join(corpus.train)], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<unk>"], show_progress=False)
+    bpe.train_from_iterator([" ".join(word + _END for word in corpus.train)], trainer)
     known: dict[str, list[int]] = {}
 
     def encode(word: str) -> list[int]:
         if word not in known:
-            known[word] = bpe.encode(word).ids
+            known[word] = bpe.encode(word + _END).ids
         return known[word]
 
     return UnitCoder(kind, encode, bpe.get_vocab_size())
