@@ -88,13 +88,13 @@ def test_random_tokens_are_all_equally_likely():
 def test_images_of_an_attachment_draw_one_after_the_other():
     model, inputs = tiny_llava(), llava_inputs((2,))
     kept = []
-    for _ in range(2):
-        with RandomPruner(9, seed=3).attach(model) as trace, torch.no_grad():
+    for seed in (3, 3, 4):
+        with RandomPruner(9, seed=seed).attach(model) as trace, torch.no_grad():
             model(**inputs)
             model(**inputs)
         kept.append([entry.indices.tolist() for entry in trace.kept])
     assert kept[0] == kept[1]
-    assert len({tuple(indices) for indices in kept[0]}) == 4
+    assert len({tuple(indices) for indices in kept[0] + kept[2]}) == 8
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, True])
@@ -157,6 +157,14 @@ def test_images_of_equal_size_and_other_shape_are_spaced_by_their_own_grid():
             model(**inputs)
         assert [entry.grid for entry in trace.kept] == [(4, 4) if e is square else (2, 8) for e in expected]
         assert [entry.indices.tolist() for entry in trace.kept] == expected
+
+
+def test_a_flat_image_uses_as_many_rows_as_its_tokens_need():
+    """Ten of 2 x 9: the aspect ratio asks for one row, which holds nine."""
+    model = tiny_qwen()
+    with UniformGrid(10).attach(model) as trace, torch.no_grad():
+        model(**qwen_inputs((((4, 18),),)))
+    assert trace.kept[0].indices.tolist() == [0, 2, 4, 6, 8, 9, 11, 13, 15, 17]
 
 
 # By importance ----------------------------------------------------------------------------------------------------------------
@@ -298,6 +306,10 @@ def test_fastv_leaves_text_alone_and_budgets_each_prompt():
     kept = {entry.image: len(entry.indices) for entry in trace.kept if entry.layer is not None}
     assert kept[0] == 9
     assert kept[1] + kept[2] == 18
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with FastV(1.0, layer=1).attach(model):
+            torch.testing.assert_close(model(**inputs).logits, plain, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layer", [0, -1, 1.5, True])
