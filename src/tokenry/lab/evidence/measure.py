@@ -76,8 +76,12 @@ class _Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.numbers += sum(t.numel() for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor))
+        read, written = ([t for t in tree_leaves(part) if isinstance(t, torch.Tensor)] for part in ((args, kwargs), out))
+        places = {t.untyped_storage().data_ptr() for t in read}
+        # Some views do not call themselves one (_unsafe_view); an operator that writes in place does move numbers.
+        view = not func._schema.is_mutable and any(t.untyped_storage().data_ptr() in places for t in written)
+        if not view:
+            self.numbers += sum(t.numel() for t in (*read, *written))
         return out
 
 
