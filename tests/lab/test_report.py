@@ -20,7 +20,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAD
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    for system, lift in (("idpruner", 0.4), ("todre", -0.4)):
+    for system, lift in (("idpruner", 0.4), ("todre", -0.4), ("eet", 0.0)):
         claim = Coin(lift)
         claim.system, claim.statement = system, "Better <b>beats</b> worse & more"
         result = reproduce(claim, scale="smoke", seeds=2, out=folder)
@@ -56,6 +56,15 @@ def test_the_report_lists_every_claim_also_failing_and_unfinished_ones(site):
     assert "incomplete" in page
     assert "tokenry reproduce idpruner --scale smoke --seeds 2" in page
     assert "seed (planned)" in text
+
+
+def test_a_page_shows_the_adjusted_p_and_explains_vacuous(site):
+    vacuous, failing = ((site.parent / "systems" / f"{slug}.html").read_text() for slug in ("eet", "todre"))
+    assert vacuous.count('<td class="verdict vacuous">vacuous</td>') == 2
+    assert "Vacuous: every difference is zero" in vacuous
+    assert '<td class="number">1.000</td>' in vacuous
+    assert "adjusted for the 2 comparisons" in failing
+    assert "acuous" not in failing.split("</style>")[1]
 
 
 def test_pages_ask_for_nothing_outside(site, comparison):

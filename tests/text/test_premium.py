@@ -269,6 +269,35 @@ def test_regression_against_normal_equations_in_plain_python():
         regress([1.0, 2.0], {"x": [1.0, 2.0]})
 
 
+def test_a_regression_worked_by_hand():
+    """y = 2, 4, 5, 4, 5 over x = 1..5: slope 0.6, residual 2.4 of 6 (R^2 0.6), corrected by (n - 1) / (n - columns) = 4 / 3."""
+    y, x = [2.0, 4.0, 5.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0]
+    fit = regress(y, {"x": x})
+    assert fit.coefficients == pytest.approx((2.2, 0.6))
+    assert fit.r_squared == pytest.approx(0.6)
+    assert fit.adjusted_r_squared == pytest.approx(1 - 0.4 * 4 / 3)
+    assert fit.statistic == pytest.approx(3.6 / (2.4 / 3))
+    # A second column at right angles to x and of no use: R^2 stays, its correction grows to 4 / 2.
+    both = regress([2.0, 4.0, 5.0, 4.0, 5.0], {"x": x, "z": [2.0, -1.0, -2.0, -1.0, 2.0]})
+    useless = (2 * 2 - 4 - 2 * 5 - 4 + 2 * 5) ** 2 / 14  # what z explains
+    assert both.r_squared == pytest.approx((3.6 + useless) / 6)
+    assert both.adjusted_r_squared == pytest.approx(1 - (2.4 - useless) / 6 * 4 / 2)
+    assert both.df == (2, 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), columns=st.integers(1, 4), n=st.integers(8, 20))
+def test_adjusted_r_squared_compares_variances_per_degree_of_freedom(seed, columns, n):
+    rng = np.random.default_rng(seed)
+    x = {f"x{i}": rng.normal(size=n).tolist() for i in range(columns)}
+    y = rng.normal(size=n)
+    fit = regress(y, x)
+    design = np.stack([np.ones(n), *x.values()], axis=1)
+    residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    assert fit.adjusted_r_squared == pytest.approx(1 - (residual @ residual / (n - columns - 1)) / y.var(ddof=1))
+    assert fit.adjusted_r_squared < fit.r_squared
+
+
 def test_counts_of_other_models_than_bpe():
     words = Tokenizer(models.WordLevel({"the": 0, "cat": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

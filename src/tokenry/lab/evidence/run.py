@@ -1,4 +1,4 @@
-"""Run claims: seed by seed, resumable, judged by a paired bootstrap; a killed run loses at most the seed in flight."""
+"""Run claims: seed by seed, resumable, judged by paired intervals; a killed run loses at most the seed in flight."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,16 @@ def reproduce(
             result.verdict, result.reason, result.comparisons = None, "", []
             save(result, out)
         report(f"seed {seed} done", (done + 1) / seeds)
-    measured = [Measurement(row["arms"], row["facts"]) for _, row in sorted(result.seeds.items())]
-    result.verdict, result.reason, comparisons = judge(claim, measured)
-    result.comparisons = [comparison.to_dict() for comparison in comparisons]
+    result = rejudge(claim, result)
     save(result, out)
     return result
+
+
+def rejudge(claim: Claim, result: Result) -> Result:
+    """A copy of `result` with verdict, reason and comparisons judged anew from its stored outcomes; nothing is measured."""
+    measured = [Measurement(row["arms"], row["facts"]) for _, row in sorted(result.seeds.items())]
+    verdict, reason, comparisons = judge(claim, measured)
+    return replace(result, verdict=verdict, reason=reason, comparisons=[c.to_dict() for c in comparisons])
 
 
 def _start(claim: Claim, scale: Scale, seeds: int, out: Path, fresh: bool) -> Result:

@@ -41,6 +41,7 @@ class PremiumClaim(Claim):
         Contrast("a vocabulary size per language is more even than one size", "optimal_evenness", "same_evenness"),
     )
     competence = Competence("bpe_bytes_per_token", 2.0)
+    unit = "language"
     assets = ("debian-installer", "django")
 
     def settings(self, scale: Scale) -> dict[str, Any]:
