@@ -29,7 +29,7 @@ def orders(seed, epochs=3):
     student, data = EETHashModel(vit(), 4, 6), Watched()
     codes = solve_hash_codes(torch.eye(4)[torch.arange(COUNT) % 4], 6, mode="class")
     config = EETTrainingConfig(batch_size=4, epochs=epochs, warmup_steps=1, transfer_weight=0.0, hidden_patches=0, seed=seed)
-    EETTrainer(student, None, codes, config).fit(data)
+    EETTrainer(student, None, codes, config, train_dataset=data).train()
     return [data.asked[i : i + COUNT] for i in range(0, len(data.asked), COUNT)]
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from tokenry.core.progress import Progress
 from tokenry.lab.evidence.intervals import Estimate, estimate, holm
 from tokenry.lab.evidence.intervals import bootstrap_difference as bootstrap_difference
 
 Scale = Literal["smoke", "small", "paper"]
 Verdict = Literal["holds", "inconclusive", "fails", "vacuous"]
-Progress = Callable[[str, float], None]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
 ERROR = 0.025
 """One-sided error of a family of contrasts, once for calling any of them held and once for calling any failed."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenry.core.checks import check_choice, check_int
-from tokenry.lab.evidence.claim import SCALES, Claim, Measurement, Progress, Scale, judge
+from tokenry.core.progress import Progress, within
+from tokenry.lab.evidence.claim import SCALES, Claim, Measurement, Scale, judge
 from tokenry.lab.evidence.results import Result, environment, load, result_path, save
 
 
@@ -49,7 +50,7 @@ def reproduce(
     report = progress or (lambda message, fraction: None)
     for done, seed in enumerate(range(seeds)):
         if seed not in result.seeds:
-            result.seeds[seed] = _measure(claim, scale, seed, device, _within(report, done, seeds))
+            result.seeds[seed] = _measure(claim, scale, seed, device, within(report, done / seeds, (done + 1) / seeds))
             result.environment = environment(device)
             result.verdict, result.reason, result.comparisons = None, "", []
             save(result, out)
@@ -89,10 +90,6 @@ def _measure(claim: Claim, scale: Scale, seed: int, device: str, progress: Progr
         "seconds": time.perf_counter() - started,
         "peak_bytes": _peak_bytes(device),
     }
-
-
-def _within(report: Progress, done: int, seeds: int) -> Progress:
-    return lambda message, fraction: report(message, (done + fraction) / seeds)
 
 
 def _peak_bytes(device: str) -> int:

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from tokenry.core.progress import within
+from tokenry.core.progress import Progress, within
 from tokenry.core.seeding import seeded
 from tokenry.core.selection import top_k
 from tokenry.errors import AssetMissingError, optional
 from tokenry.hosts.trainer import TellProgress
 from tokenry.hosts.vision import describe
-from tokenry.lab.evidence.claim import Measurement, Progress
+from tokenry.lab.evidence.claim import Measurement
 from tokenry.pruning.eet import EET, EETHashModel, EETTrainer, EETTrainingConfig, evaluate_retrieval, solve_hash_codes
 from tokenry.pruning.glsim import GLSim
 from tokenry.pruning.vit_baselines import ClsRow, RandomPatches

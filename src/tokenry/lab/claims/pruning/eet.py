@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tokenry.core.progress import within
+from tokenry.core.progress import Progress, within
 from tokenry.lab.beds.pictures.digit_vit import (
     CLASSES,
     DigitCanvases,
@@ -23,7 +23,7 @@ from tokenry.lab.beds.pictures.digit_vit import (
     hash_model_on,
     train_digit_vit,
 )
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 _KEEP = {1: 12, 2: 6}
 

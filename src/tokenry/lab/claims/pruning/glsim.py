@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenry.core.progress import within
+from tokenry.core.progress import Progress, within
 from tokenry.core.selection import top_k
-from tokenry.lab.evidence.claim import Claim, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Contrast, Measurement, Scale
 from tokenry.lab.evidence.measure import numbers_moved, time_ratio
 
 _GRID, _SPAN, _WIDTH = 14, 5, 768

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.progress import Progress
 from tokenry.core.seeding import seeded
 from tokenry.lab.beds.vqa.bench import bench_of, scale_settings
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 from tokenry.pruning import Compose, DivPrune, NoPruning, RandomPruner, ZOOPrune
 
 _KEEPS = (0.25, 0.125)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.core.progress import within
+from tokenry.core.progress import Progress, within
 from tokenry.lab.beds.language.symbols import (
     build_model,
     letters_of,
@@ -22,7 +22,7 @@ from tokenry.lab.beds.language.symbols import (
     train_on,
     windows,
 )
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 _SPANS = ((0, 4), (4, 16), (16, 32), (32, 64), (64, 95))
 

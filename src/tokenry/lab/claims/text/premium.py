@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.core.progress import Progress
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 Lines = dict[str, list[str]]
 Facts = dict[str, float | str]

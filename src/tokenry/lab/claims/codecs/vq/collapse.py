@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenry.core.progress import Progress
 from tokenry.lab.beds.pictures.image_autoencoder import AutoencoderRecipe, Evaluation, evaluate, train_autoencoder
 from tokenry.lab.beds.pictures.image_sets import ImageSet
 
@@ -31,7 +32,7 @@ ESTIMATORS = ("straight_through", "rotation", "gumbel", "index_backprop")
 
 
 def measure_remedies(
-    images: ImageSet, steps: int, items: int, seed: int, device: str, progress: Callable[[str, float], None]
+    images: ImageSet, steps: int, items: int, seed: int, device: str, progress: Progress
 ) -> tuple[dict[str, list[float]], dict[str, float | str]]:
     """For every remedy: PSNR of `items` test images, and whether each of `items` codes is in use on the test images."""
     arms: dict[str, list[float]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from tokenry.codecs import GraphAnchorTokenizer
+from tokenry.core.progress import Progress
 from tokenry.core.seeding import seeded
 from tokenry.lab.beds.graphs.knowledge_graph import (
     HashedNodes,
@@ -24,7 +25,7 @@ _HASHED = {"learning_rate": 0.03, "dropout": 0.5, "weight_decay": 0.01}
 
 
 def measure_links(
-    nodes: int, anchors: int, epochs: int, items: int, seed: int, progress: Callable[[str, float], None]
+    nodes: int, anchors: int, epochs: int, items: int, seed: int, progress: Progress
 ) -> tuple[dict[str, list[float]], dict[str, float | str]]:
     """Reciprocal rank of `items` held-out links (mean over head and tail) for each kind of node vector."""
     edges = (nodes - 8) * 8 + 28
