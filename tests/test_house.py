@@ -65,7 +65,7 @@ CALLS: dict[str, set[str]] = {
         "tokenry.text.lexinvariant.cipher",
         "tokenry.text.wordpool.training",
     },
-    "torch.load": {"tokenry.lab.sources.cnn", "tokenry.lab.sources.speaker_encoder", "tokenry.pruning.eet.training"},
+    "torch.load": {"tokenry.pruning.eet.training"},
     "torch.save": {"tokenry.pruning.eet.training"},
     "torch.manual_seed": {
         "tokenry.codecs.audio.probes",

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenry.codecs.audio.metrics import resample
-from tokenry.errors import AssetDamagedError
 
 RATE, WINDOW, HOP, MELS = 16_000, 400, 160, 40
 FRAMES = 160  # frames of a window of an utterance
@@ -84,20 +81,3 @@ def _mel_bank() -> Tensor:
     rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
     return torch.minimum(rise, fall).clamp_min(0.0) * 2 / (corners[2:] - corners[:-2])
-
-
-def convert_checkpoint(source: Path, target: Path) -> None:
-    """Write the weights of a Resemblyzer checkpoint as safetensors; it is read as plain tensors, nothing in it is run."""
-    from safetensors.torch import save_file
-
-    file = next(source.glob("**/pretrained.pt"), None)
-    if file is None:
-        raise AssetDamagedError(
-            "asset 'resemblyzer' is damaged: it holds no pretrained.pt; run: tokenry assets get resemblyzer"
-        )
-    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    wanted = SpeakerEncoder().state_dict()
-    state = {name: value.contiguous().clone() for name, value in found["model_state"].items() if name in wanted}
-    if state.keys() != wanted.keys():
-        raise AssetDamagedError(f"asset 'resemblyzer' lacks the weights {sorted(wanted.keys() - state.keys())}")
-    save_file(state, target / "model.safetensors")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tokenry.errors import optional
-from tokenry.lab.assets.folders import derived, fetch
-from tokenry.lab.sources.speaker_encoder import SpeakerEncoder, convert_checkpoint
+from tokenry.lab.sources.raw_weights import load_raw_weights
+from tokenry.lab.sources.speaker_encoder import SpeakerEncoder
 from tokenry.lab.sources.whisper import whisper_folder
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff")
@@ -41,13 +41,7 @@ def whisper(
 
 def speaker_encoder(device: str | torch.device = "cpu", *, offline: bool | None = None) -> SpeakerEncoder:
     """The GE2E speaker encoder with Resemblyzer's weights, in evaluation mode."""
-    from safetensors.torch import load_file
-
-    source = fetch("resemblyzer", offline=offline)
-    folder = derived("resemblyzer", "safetensors", lambda target: convert_checkpoint(source, target))
-    encoder = SpeakerEncoder()
-    encoder.load_state_dict(load_file(folder / "model.safetensors"))
-    return encoder.to(device).eval()
+    return load_raw_weights("resemblyzer", SpeakerEncoder(), offline=offline).to(device)
 
 
 def audio_length(path: str | Path) -> tuple[int, int]:
