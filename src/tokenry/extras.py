@@ -15,6 +15,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "training": {"accelerate": "accelerate", "datasets": "datasets", "peft": "peft", "trl": "trl"},
     "generation": {"diffusers": "diffusers"},
     "audio": {"soundfile": "soundfile"},
+    "sentencepiece": {"protobuf": "google.protobuf", "sentencepiece": "sentencepiece"},
     "scale": {"ray": "ray"},
     "peers": {"vector-quantize-pytorch": "vector_quantize_pytorch"},
 }  # fmt: skip
@@ -27,10 +28,17 @@ def require(*extras: str) -> None:
     Raises:
         MissingDependencyError: names the packages and the command that adds all of them.
     """
-    missing = [name for extra in extras for name, module in EXTRAS[extra].items() if find_spec(module) is None]
+    missing = [name for extra in extras for name, module in EXTRAS[extra].items() if not _found(module)]
     if missing:
         needed = ",".join(extra for extra in extras if any(name in missing for name in EXTRAS[extra]))
         verb = "is" if len(missing) == 1 else "are"
         raise MissingDependencyError(
             f"{', '.join(missing)} {verb} needed here and not installed; run: pip install 'tokenry[{needed}]'"
         )
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that a dotted name stands in
+        return False
