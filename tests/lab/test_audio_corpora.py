@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.errors import AssetDamagedError, AssetMissingError
+from tokenry.errors import AssetDamagedError, AssetMissingError, MissingDependencyError
 from tokenry.lab.assets.folders import ASSETS
 from tokenry.lab.sources import espeak, speech_models
 from tokenry.lab.sources import recordings as audio_corpora
@@ -31,7 +32,7 @@ from tokenry.lab.sources.recordings import (
 from tokenry.lab.sources.speaker_encoder import FRAMES, HOP, SpeakerEncoder, _mel_bank, mel_energies
 from tokenry.lab.sources.speech import audio_length, read_audio, write_audio
 from tokenry.lab.sources.speech_models import d_wer, speaker_similarity, transcribe
-from tokenry.lab.sources.word_errors import edit_distance, normalise, word_error_rate, word_errors
+from tokenry.lab.sources.word_errors import normalise, word_error_rate, word_errors
 
 few = settings(max_examples=25, deadline=None)
 words = st.lists(st.sampled_from("abcd"), max_size=7)
@@ -222,9 +223,10 @@ def slow_distance(a, b):
 
 @few
 @given(words, words)
-def test_edit_distance(a, b):
-    found = edit_distance(a, b)
-    assert found == edit_distance(b, a)
+def test_word_errors_are_the_fewest_edits(a, b):
+    [(found, count)] = word_errors(" ".join(a), " ".join(b))
+    assert count == len(a)
+    assert found == word_errors(" ".join(b), " ".join(a))[0][0]
     assert (found == 0) == (a == b)
     assert abs(len(a) - len(b)) <= found <= max(len(a), len(b))
     if len(a) + len(b) < 9:
@@ -248,6 +250,12 @@ def test_word_error_rate():
         word_error_rate("[beep]", "a")
     with pytest.raises(ValueError, match="as many as references, 2, got 1"):
         word_error_rate(["a", "b"], ["a"])
+
+
+def test_word_errors_need_jiwer(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tokenry\[speech\]'"):
+        word_error_rate("a", "a")
 
 
 class _Ears:
