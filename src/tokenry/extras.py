@@ -15,7 +15,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "training": {"accelerate": "accelerate", "datasets": "datasets", "peft": "peft", "trl": "trl"},
     "generation": {"diffusers": "diffusers"},
     "audio": {"soundfile": "soundfile"},
-    "speech": {"jiwer": "jiwer"},
+    "speech": {"ctranslate2": "ctranslate2", "jiwer": "jiwer"},
     "sentencepiece": {"protobuf": "google.protobuf", "sentencepiece": "sentencepiece"},
     "scale": {"ray": "ray"},
     "peers": {"vector-quantize-pytorch": "vector_quantize_pytorch"},
