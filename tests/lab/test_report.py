@@ -11,7 +11,7 @@ from tests.lab.test_claims import Coin
 from tokenry.lab.evidence.results import load, save
 from tokenry.lab.evidence.run import reproduce
 from tokenry.lab.pages.compare import write_page
-from tokenry.lab.pages.figure import quality_figure
+from tokenry.lab.pages.figure import arm_bars, quality_figure
 from tokenry.lab.pages.report import build
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -75,6 +75,15 @@ def test_pages_ask_for_nothing_outside(site, comparison):
         for link in re.findall(r'href="([^"#:]+)"', text):
             assert (path.parent / link).is_file(), link
     assert (comparison.parent / "quality.png").stat().st_size > 5000
+
+
+def test_bars_say_what_they_show():
+    means = {"a <b>": 0.5, "cheap $x$": -0.25, "best": 1.1234}
+    text = arm_bars(means, "accuracy & <more>")
+    assert text == arm_bars(means, "accuracy & <more>")  # the same report, the same bytes
+    assert text.startswith('<svg role="img" aria-label="accuracy &amp; &lt;more&gt; per arm"')
+    for word in ("a &lt;b&gt;", "cheap $x$", "best", "0.500", "-0.250", "1.123"):
+        assert re.search(rf">{re.escape(word)}</text>", text.replace("\u2212", "-")), word
 
 
 @pytest.fixture(scope="module")
