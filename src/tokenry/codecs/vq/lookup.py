@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenry.codecs.vq.base import Quantizer
+from tokenry.codecs.vq.base import Quantizer, spread
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import cluster_sums, draw_rows, kmeans, nearest_codes, squared_distances
 from tokenry.core.codebooks.entropy import entropy
@@ -176,6 +176,14 @@ class LookupQuantizer(Quantizer):
         if self.training:
             self._learn(z.detach(), stage.indices, book, step)
         return stage
+
+    def _answer(self, z: Tensor, keep: Tensor | None, book: int, step: int, given: Tensor | None = None) -> BookAnswer:
+        """`_stage` for all rows z [N, d]: zero codes and index -1 where `keep` [N] is False."""
+        if keep is None:
+            return self._stage(self._prepare(z), book, step, given)
+        stage = self._stage(self._prepare(z[keep]), book, step, None if given is None else given[keep])
+        soft = None if stage.soft is None else spread(stage.soft, keep)
+        return BookAnswer(spread(stage.rows, keep), spread(stage.indices, keep, -1), stage.loss, soft)
 
     def _codes(self, z: Tensor, rows: Tensor, soft: Tensor | None = None) -> Tensor:
         """The rows with the estimator's gradient."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import AdditiveSearch
-from tokenry.codecs.vq.base import Choice, Quantized, spread
-from tokenry.codecs.vq.lookup import BookAnswer, LookupOptions, LookupQuantizer
+from tokenry.codecs.vq.base import Choice, Quantized
+from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import code_bias, nearest_codes
@@ -105,21 +105,15 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
                 losses.append(z.new_zeros(()))
                 continue
             given = None if planned is None else planned[:, level]
-            stage = self._level(residual, active, given, level, step)
+            stage = self._answer(residual, active, level, step, given)
             total = total + stage.rows
             soft = stage.soft if soft is None or stage.soft is None else soft + stage.soft
             indices[:, level] = stage.indices
             losses.append(stage.loss)
             residual = residual - stage.rows.detach()
         each = torch.stack([*losses, *[z.new_zeros(())] * (self.levels - used)])
-        return Choice(self._codes(z, total, soft), indices, self._with_orthogonality(each.sum()), each)
-
-    def _level(self, residual: Tensor, active: Tensor | None, given: Tensor | None, level: int, step: int) -> BookAnswer:
-        """One level's stage for all rows: zero codes and index -1 where not active."""
-        real = self._prepare(residual if active is None else residual[active])
-        stage = self._stage(real, level, step, given if given is None or active is None else given[active])
-        soft = None if stage.soft is None else spread(stage.soft, active)
-        return BookAnswer(spread(stage.rows, active), spread(stage.indices, active, -1), stage.loss, soft)
+        loss = each.sum() + self._orthogonality_term() if self.orthogonality else each.sum()
+        return Choice(self._codes(z, total, soft), indices, loss, each)
 
     def _must_start(self) -> bool:
         return self.training and self._starts_with_kmeans and not bool(self.initialised.all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, take_joined
@@ -78,7 +79,8 @@ def cluster_sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor
     sums = torch.zeros(codes, x.shape[1] + 1, dtype=dtype, device=x.device)
     sums[:, :-1].index_add_(0, indices, x.detach().to(dtype))
     sums[:, -1].index_add_(0, indices, torch.ones_like(indices, dtype=dtype))
-    sum_over_ranks(sums)
+    if dist.is_available() and dist.is_initialized():
+        sum_over_ranks(sums)
     return sums[:, -1], sums[:, :-1]
 
 
