@@ -17,6 +17,7 @@ from tokenry.codecs.audio.small_codec import CodecPass, ConvAutoencoder, ConvCod
 from tokenry.codecs.vq import VectorQuantizer
 from tokenry.core.checks import check_finite, check_int, check_range, check_shape
 from tokenry.core.descent import Plan, descend
+from tokenry.core.probe import fit_probe
 from tokenry.core.progress import Progress
 
 
@@ -167,10 +168,7 @@ def start_quantizer(codec: ConvCodec, waves: Tensor, *, iterations: int = 10, ve
         inner.bias.copy_(-weight @ mean)
         # Least squares from the codes back to the latents: what the rounding and the bound leave of them.
         codes = quantizer.codes_of(quantizer.encode(bank)).double()
-        design = torch.cat([codes, codes.new_ones(len(codes), 1)], dim=1)
-        back = torch.linalg.lstsq(design, rows).solution
-        outer.weight.copy_(back[:-1].t())
-        outer.bias.copy_(back[-1])
+        outer.load_state_dict(fit_probe(codes, rows, kind="least_squares").net.state_dict())
 
 
 def encoder_bank(autoencoder: ConvAutoencoder, waves: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from tokenry.core.checks import check_int
 from tokenry.core.descent import Plan, descend
+from tokenry.core.probe import fit_probe
 from tokenry.core.progress import Progress
 from tokenry.core.seeding import seeded
 from tokenry.errors import optional
@@ -211,10 +212,7 @@ def fit_hash_head(model: EETHashModel, train: DigitCanvases, codes: Tensor) -> N
     The released recipe finds it within 90 epochs; a bench of a few epochs starts from there instead.
     """
     logits = torch.cat([model(batch).logits for batch in train.images.split(128)]).cpu()
-    inputs = torch.cat([logits, torch.ones(len(logits), 1)], dim=1)
-    solution = torch.linalg.lstsq(inputs, codes.float()).solution
-    model.hash.weight.copy_(solution[:-1].T)
-    model.hash.bias.copy_(solution[-1])
+    model.hash.load_state_dict(fit_probe(logits, codes.float(), kind="least_squares").net.state_dict())
 
 
 @torch.no_grad()
