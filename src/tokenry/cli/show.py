@@ -30,7 +30,7 @@ def show(
     row = system(slug)
     facts: dict[str, Any] = {
         "slug": row.slug, "title": row.title, "arxiv": row.arxiv, "wing": row.wing, "status": row.status, "line": row.line,
-        "class": row.exports.replace(":", "."), "options": _options(row.load()) if row.status != "planned" else {},
+        "class": row.entry, "options": _options(row.load()) if row.status != "planned" else {},
         "statement": "", "evidence": [],
     }  # fmt: skip
     if row.status == "built":
