@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tokenry.catalog import systems
+from tokenry.testing import contract_instances
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "tokenry"
 WINGS = ("pruning", "text", "codecs", "training", "generation", "interpret")
@@ -88,6 +91,7 @@ CALLS: dict[str, set[str]] = {
         "tokenry.testing.language_models",
         "tokenry.testing.models",
         "tokenry.testing.pruners",
+        "tokenry.testing.seeding",
         "tokenry.text.consistency.probe",
         "tokenry.text.lexinvariant.cipher",
         "tokenry.text.lexinvariant.model",
@@ -222,6 +226,29 @@ def callers(attribute):
 @pytest.mark.parametrize("attribute", ["backward", "AdamW", "torch.load", "torch.save", "torch.manual_seed"])
 def test_who_may_call(attribute):
     assert callers(attribute) == CALLS.get(attribute, set())
+
+
+BUILT = [row for row in systems() if row.status == "built"]
+
+
+def source_of(module):
+    path = SOURCE.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("row", BUILT, ids=lambda row: row.slug)
+def test_every_built_row_has_its_parts(row):
+    """Its module, test, claim and page lie where the row says; with the row itself they are five."""
+    parts = (
+        source_of(row.module),
+        ROOT / "tests" / row.wing / f"test_{row.slug}.py",
+        source_of(row.claim),
+        ROOT / "docs" / "systems" / f"{row.slug}.md",
+    )
+    assert [str(part.relative_to(ROOT)) for part in parts if not part.is_file()] == []
+    assert row.serves
+    assert contract_instances(row)
+    assert row.compare is None or callable(row.load().at_budget)
 
 
 def test_names_say_something():

@@ -93,13 +93,15 @@ class System:
         """Import and return the system's :class:`tokenry.lab.evidence.claim.Claim`.
 
         Raises:
-            ValueError: the system is planned, or its module holds no ``CLAIM``.
+            ValueError: the system is planned, or its module holds no ``CLAIM`` of its slug.
         """
         if not self.exports:
             raise ValueError(f"{self.slug} is {self.status}: it has no claim to run yet")
         claim = getattr(import_module(self.claim), "CLAIM", None)
         if claim is None:
             raise ValueError(f"{self.slug} has no claim to run: {self.claim} must hold a Claim named CLAIM")
+        if claim.system != self.slug:
+            raise ValueError(f"CLAIM of {self.claim} must be of system {self.slug!r}, got {claim.system!r}")
         return claim
 
 
@@ -224,7 +226,9 @@ def _external(point: EntryPoint) -> System:
         try:
             found = point.load()
         except Exception as error:  # a distribution of someone else must not break every command
-            return System(point.name, point.name, "", "external", f"cannot be loaded ({error}): {point.value}", module=point.module)
+            return System(
+                point.name, point.name, "", "external", f"cannot be loaded ({error}): {point.value}", module=point.module
+            )
         if isinstance(found, System):
             return replace(found, slug=point.name, module=found.module or point.module)
     return System(point.name, point.name, "", "external", f"from {point.value}", (point.attr,), module=point.module)

@@ -31,12 +31,8 @@ def show(
     facts: dict[str, Any] = {
         "slug": row.slug, "title": row.title, "arxiv": row.arxiv, "wing": row.wing, "status": row.status, "line": row.line,
         "class": row.entry, "options": _options(row.load()) if row.status != "planned" else {},
-        "statement": "", "evidence": [],
+        "serves": row.serves, "statement": _statement(row), "evidence": [],
     }  # fmt: skip
-    if row.status == "built":
-        from tokenry.lab.evidence.run import claim_of
-
-        facts["statement"] = claim_of(slug).statement
     for scale in ("smoke", "small", "paper"):
         path = result_path(results_folder(results), slug, scale)
         if path.exists():
@@ -54,7 +50,7 @@ def show(
     if row.status == "planned":
         console.print("Not built yet.")
         return
-    console.print(f"class: {facts['class']}", highlight=False)
+    console.print(f"class: {facts['class']}\nfor: {row.serves or 'see its own documentation'}", highlight=False)
     if facts["statement"]:
         console.print(f"claim: {facts['statement']}", highlight=False)
     table("options", ["option", "default"], list(facts["options"].items()))
@@ -65,6 +61,13 @@ def show(
         ]
         title = f"evidence at scale {entry['scale']}: {entry['verdict'] or 'incomplete'}"
         table(title, ["comparison", "difference", "95 % interval", "verdict"], rows)
+
+
+def _statement(row: Any) -> str:
+    try:
+        return row.load_claim().statement
+    except ValueError:  # planned, or of another distribution and without a claim
+        return ""
 
 
 def _options(cls: Any) -> dict[str, str]:

@@ -19,6 +19,9 @@ one like GPT-4o's: pass it as `stage1_regex`); word cap and colon rule exist onl
 
 from __future__ import annotations
 
+from tokenizers import Tokenizer
+
+from tokenry.text.bpe import to_transformers, train_bpe, truncate
 from tokenry.text.premium.counting import CorpusCounts, corpus_counts, line_counts
 from tokenry.text.premium.inequity import (
     Dispersion,
@@ -49,7 +52,6 @@ from tokenry.text.premium.predictors import (
 from tokenry.text.premium.regression import Regression, regress, regress_each
 from tokenry.text.premium.superword import STAGE2_REGEX, extend_superword, train_superword
 from tokenry.text.premium.vocabularies import SizeCurve, Validation, measure_sizes, validate_vocabularies
-from tokenry.text.bpe import to_transformers, train_bpe, truncate
 
 __all__ = [
     "PAPER_TARGETS",
@@ -95,3 +97,9 @@ __all__ = [
     "unique_characters",
     "validate_vocabularies",
 ]
+
+
+def contract_instances() -> dict[str, Tokenizer]:
+    """What the contract of tokenizers is checked on: trained on a few lines, the last tenth of the merges over spaces."""
+    lines = [f"the price of the {word} is {len(word)} in the town" for word in ("salt", "cotton", "corn", "timber")] * 4
+    return {"superword": train_superword(lines, 340)}
