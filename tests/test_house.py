@@ -1,6 +1,7 @@
 """The house holds: floors, wings, circles, sizes, names and who may do what. Read from the source alone."""
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -249,6 +250,13 @@ def test_every_built_row_has_its_parts(row):
     assert row.serves
     assert contract_instances(row)
     assert row.compare is None or callable(row.load().at_budget)
+
+
+def test_every_page_is_in_the_navigation():
+    """By the rows of the catalogue or by hand; the build itself refuses a page that is in neither."""
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages == listed | {f"systems/{row.slug}.md" for row in BUILT}
 
 
 def test_names_say_something():

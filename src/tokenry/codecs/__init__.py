@@ -5,7 +5,8 @@ from __future__ import annotations
 from tokenry.catalog import wing_exports
 from tokenry.lazy import lazy_exports
 
-_EXPORTS = wing_exports("codecs", {})
+_SHARED: dict[str, tuple[str, ...]] = {}
+_EXPORTS = wing_exports("codecs", _SHARED)
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)

@@ -7,6 +7,9 @@ from tokenry.lazy import lazy_exports
 
 _SHARED = {
     "tokenry.pruning.base": ("Pruner", "PruningTrace", "Kept"),
+    "tokenry.pruning.visual": ("VisualPruner",),
+    "tokenry.pruning.kv_method": ("CacheMethod",),
+    "tokenry.pruning.vit_schedule": ("PatchPruner",),
     "tokenry.pruning.baselines": ("NoPruning", "RandomPruner", "UniformGrid", "TopK", "DivPrune", "FastV", "Compose"),
     "tokenry.pruning.kv_baselines": ("FullCache", "StreamingLLM", "H2O", "SnapKV"),
     "tokenry.pruning.vit_baselines": ("ClsRow", "ToMe", "RandomPatches"),
