@@ -1,11 +1,12 @@
 """MkDocs hook: pages and navigation entries that follow from the catalogue, and its tables on the pages that ask for them.
 
-``<!-- systems -->`` and ``<!-- models -->`` become tables. Every built system's page and an API page per wing enter the
+``<!-- systems -->`` and ``<!-- models -->`` become tables, ``<!-- methods: vlm -->`` the names that `compare` knows. Every built system's page and an API page per wing enter the
 navigation, the latter with every public name of the wing.
 """
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from inspect import getmodule
 from types import ModuleType
@@ -15,6 +16,9 @@ from mkdocs.structure.files import File
 from tables import built, models_table, name_of, page_of, systems_table
 
 from tokenry.catalog import built_wings
+from tokenry.lab.compare.methods import default_methods
+
+METHODS = re.compile(r"<!-- methods: (\w+) -->")
 
 
 def on_config(config: Any) -> Any:
@@ -36,7 +40,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill the tables of one page."""
     if "<!-- systems -->" in markdown:
         markdown = markdown.replace("<!-- systems -->", systems_table())
-    return markdown.replace("<!-- models -->", models_table()) if "<!-- models -->" in markdown else markdown
+    if "<!-- models -->" in markdown:
+        markdown = markdown.replace("<!-- models -->", models_table())
+    return METHODS.sub(lambda m: ", ".join(f"`{name}`" for name in default_methods(m.group(1))), markdown)
 
 
 def api_page(wing: str) -> str:

@@ -16,7 +16,7 @@ from tokenry.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.M | re.S)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def commands():
     group = typer.main.get_command(app)
     for page in PAGES:
         for body in blocks(page, "sh"):
-            for line in body.splitlines():
+            for line in body.replace("\\\n", " ").splitlines():
                 if line.startswith("tokenry "):
                     yield pytest.param(group, line.split("#")[0].split(), id=f"{page.name}: {line[:60]}")
 
@@ -91,6 +91,12 @@ def test_the_models_table_names_every_class_a_host_knows(hooks):
     for slug in ("idpruner", "zooprune", "todre"):
         assert f"systems/{slug}.md" in rows["| vision-language models"]
     assert "systems/eet.md" in rows["| vision transformers"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_is_narrow_enough_to_be_read_without_scrolling(page):
+    lines = [line for _, body in BLOCK.findall(page.read_text()) for line in body.splitlines()]
+    assert [line for line in lines if len(line) > 88] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
