@@ -26,6 +26,8 @@ def test_list_shows_all_41_and_pretends_nothing(capsys, pytestconfig):
     assert len(rows) == 41
     measured = {path.name.partition(".")[0] for path in (pytestconfig.rootpath / "results").glob("*.small.json")}
     assert {r["slug"] for r in rows if r["status"] == "built"} == measured  # built = there is published evidence
+    assert {r["verdict"] for r in rows if r["status"] == "built"} <= {"holds", "inconclusive", "fails", "vacuous"}
+    assert {r["verdict"] for r in rows if r["status"] == "planned"} == {""}
     code, out, _ = call(capsys, "list", "--wing", "pruning", "--built", "--json")
     assert len(json.loads(out)) == 6
     code, out, _ = call(capsys, "list")
@@ -65,6 +67,8 @@ def test_doctor_and_assets(capsys):
     facts = json.loads(out)
     assert code == 0
     assert facts["packages"]["core"]["torch"]
+    assert facts["asset_groups"]["d2o"] == ["smollm2", "shakespeare"]
+    assert {name for names in facts["asset_groups"].values() for name in names} == set(facts["assets"])
     assert call(capsys, "doctor")[0] == 0
     code, out, _ = call(capsys, "assets", "list", "--json")
     assert {"smollm2", "minilm", "mnist"} <= {row["name"] for row in json.loads(out)}
@@ -78,6 +82,16 @@ def test_a_missing_asset_names_the_command(capsys, monkeypatch, tmp_path):
     code, _, err = call(capsys, "assets", "get", "minilm", "--offline")
     assert code == 3
     assert "tokenry assets get minilm" in err
+    code, _, err = call(capsys, "assets", "get", "--for", "d2o", "--offline")
+    assert code == 3
+    assert "tokenry assets get smollm2" in err
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0
+    assert "tokenry assets get --for d2o" in " ".join(out.split())
+    code, _, err = call(capsys, "assets", "get", "--for", "d20")
+    assert code == 2
+    assert "did you mean 'd2o'" in " ".join(err.split())
+    assert call(capsys, "assets", "get")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,11 @@ def default_methods(kind: Comparison) -> tuple[str, ...]:
     return tuple(methods_of(kind))
 
 
+def quick_methods() -> tuple[str, ...]:
+    """What a first look at visual pruners compares: the reference, chance, and the systems."""
+    return ("none", "random", *(row.slug for row in systems() if row.compare == "vlm" and row.status == "built"))
+
+
 VISUAL: dict[str, AtBudget] = methods_of("vlm")
 
 
