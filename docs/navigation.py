@@ -1,7 +1,7 @@
 """MkDocs hook: pages and navigation entries that follow from the catalogue, and its tables on the pages that ask for them.
 
-``<!-- systems -->`` and ``<!-- models -->`` become tables, ``<!-- methods: vlm -->`` the names that `compare` knows. Every built system's page and an API page per wing enter the
-navigation, the latter with every public name of the wing.
+``<!-- systems -->`` and ``<!-- models -->`` become tables, ``<!-- methods: vlm -->`` the names that `compare` knows. Every
+built system's page and an API page per wing enter the navigation, the latter with every public name of the wing.
 """
 
 from __future__ import annotations
