@@ -260,5 +260,5 @@ class FastV(VisualPruner):
 def contract_instances() -> dict[str, VisualPruner]:
     """What the contract of the wing is checked on."""
     found: tuple[VisualPruner, ...] = (RandomPruner(0.25), UniformGrid(0.25), TopK(0.25), DivPrune(0.25), FastV(0.25))
-    named = ("norm+max_min", "norm+product")
-    return {type(p).__name__: p for p in found} | {name: Compose.named(name, 0.25) for name in named}
+    instances: dict[str, VisualPruner] = {type(pruner).__name__: pruner for pruner in found}
+    return instances | {name: Compose.named(name, 0.25) for name in ("norm+max_min", "norm+product")}
