@@ -31,10 +31,10 @@ import tokenizers
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from results_file import environment, write
+from tokenry.text.bpe import bpe_parts
 from tokenry.text.kl3m import SPECIAL_TOKENS, custom_tokens, train_char_tokenizer, train_domain_tokenizer
 from tokenry.text.premium import STAGE2_REGEX, extend_superword, train_bpe
 from tokenry.text.premium import superword as stages
-from tokenry.text.bpe import bpe_parts
 
 ALPHABET = pre_tokenizers.ByteLevel.alphabet()
 

@@ -37,12 +37,14 @@ def _section(result: dict[str, Any]) -> str:
         f"**Scale {result['scale']}: {result['verdict'] or 'incomplete'}** ({len(seeds)} seeds, {seconds:.0f} s, "
         f"{result['environment'].get('device', '')}). {result['statement']}",
         "",
-        "| comparison | difference | 95 % interval | margin | verdict |",
-        "|---|---|---|---|---|",
+        "| comparison | difference | 95 % interval | margin | p (Holm) | verdict |",
+        "|---|---|---|---|---|---|",
     ]
     for c in result["comparisons"]:
         interval = f"[{c['low']:+.4f}, {c['high']:+.4f}]"
-        lines.append(f"| {c['name']} | {c['difference']:+.4f} | {interval} | {c['margin']:+g} | {c['verdict']} |")
+        lines.append(
+            f"| {c['name']} | {c['difference']:+.4f} | {interval} | {c['margin']:+g} | {c['p']:.3f} | {c['verdict']} |"
+        )
     lines += ["", f"| arm | {result['metric']} |", "|---|---|"]
     lines += [f"| {arm} | {value:.4f} |" for arm, value in sorted(means.items(), key=lambda item: -item[1])]
     if result["verdict"] not in ("holds", None):

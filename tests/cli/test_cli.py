@@ -127,6 +127,23 @@ def test_a_failing_claim_exits_with_1(capsys, monkeypatch, tmp_path):
     assert json.loads(out)[0]["verdict"] == "fails"
 
 
+def test_a_vacuous_contrast_is_shown_and_is_no_failure(capsys, monkeypatch, tmp_path):
+    from tests.lab.test_claims import Coin
+
+    coin = Coin(lift=0.0)
+    coin.system = "idpruner"
+    monkeypatch.setattr("tokenry.lab.evidence.run.claim_of", lambda slug: coin)
+    for command in (
+        ("reproduce", "idpruner", "--scale", "smoke", "--out", str(tmp_path)),
+        ("show", "idpruner", "--results", str(tmp_path)),
+    ):
+        code, out, _ = call(capsys, *command)
+        assert code == 0
+        assert out.count("vacuous") == 2
+        assert "inconclusive" in out
+        assert "every difference is zero" in " ".join(out.split())
+
+
 def test_importing_tokenry_loads_no_torch_and_few_modules():
     probe = "import sys; before = set(sys.modules); import tokenry; new = set(sys.modules) - before; print(len(new)); print('torch' in new, 'transformers' in new)"
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.split()

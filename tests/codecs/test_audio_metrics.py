@@ -22,6 +22,7 @@ from tokenry.codecs.audio.metrics import (
     snr,
     stoi,
 )
+from tokenry.codecs.audio.metrics_spectral import _mel_bank
 from tokenry.codecs.audio.resampling import resampled_length
 from tokenry.errors import MissingDependencyError
 
@@ -181,6 +182,21 @@ def test_distances_of_equal_and_silent_waveforms():
     # a factor of 10 is one unit of log10 everywhere above the floor
     assert float(mel_distance(s, 10 * s, 16000)) == pytest.approx(1.0)
     assert log_mel(s, 16000, mels=20).shape == (1 + math.ceil((4000 - 512) / 128), 20)
+
+
+@pytest.mark.parametrize(
+    ("rate", "window"), [(8000, 256), (11025, 512), (16000, 512), (24000, 1024), (44100, 2048), (16000, 333)]
+)
+@pytest.mark.parametrize("mels", [1, 20, 80, 128])
+def test_mel_triangles_are_never_narrower_than_a_bin(rate, window, mels):
+    corners = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + rate / 1400), mels + 2) / 2595) - 1)
+    bins, step = np.arange(window // 2 + 1)[:, None] * rate / window, rate / window
+    widths = np.maximum(np.diff(corners), step)
+    sides = (bins - corners[:-2]) / widths[:-1], (corners[2:] - bins) / widths[1:]
+    wanted = np.maximum(np.minimum(*sides), 1 - np.abs(bins - corners[1:-1]) / step).clip(0)
+    found = _mel_bank(rate, window, mels)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-12)
+    assert bool((found > 0).any(0).all())
 
 
 def test_stoi_refuses_what_it_cannot_measure():

@@ -10,7 +10,7 @@ from tokenry.hosts.release import as_argument, cache_of
 from tokenry.hosts.vlm import KeptColumns
 from tokenry.pruning import DivPrune, FastV, IDPruner, NoPruning, RandomPruner, ToDRE, TopK, UniformGrid, ZOOPrune
 from tokenry.testing import llava_inputs, onevision_inputs, qwen_inputs, tiny_llava, tiny_onevision, tiny_qwen
-from tokenry.testing.models import IMAGE_TOKEN
+from tokenry.testing.zoo import IMAGE_TOKEN
 
 FAMILIES = {
     "llava": (tiny_llava, lambda: llava_inputs((1, 2, 0), words=(4, 3, 6))),

@@ -9,14 +9,14 @@ import re
 import pytest
 import torch
 
+import train_small_codecs
 from tests.lab.test_report import browser, visit  # noqa: F401
 from tokenry.cli import run
 from tokenry.codecs import ResidualVQ
 from tokenry.codecs.audio.metrics import mel_distance, si_snr
 from tokenry.codecs.audio.small_codec import ConvCodec, ConvCodecConfig
 from tokenry.errors import AssetMissingError
-from tokenry.lab.beds.signals import small_codecs
-from tokenry.lab.beds.signals.small_codecs import SMALL_CODECS, small_codec, training_waves
+from tokenry.lab.beds.signals.small_codecs import SMALL_CODECS, small_codec
 from tokenry.lab.compare import audio
 from tokenry.lab.compare.audio import AudioSettings, compare_audio, load_clips, reconstruct, use_of_codes
 from tokenry.lab.compare.audio_codecs import SampleCodec, named_codec
@@ -231,10 +231,10 @@ def test_training_waves_are_a_third_of_each_domain(monkeypatch):
         return clips
 
     for name in ("speech_corpus", "music_corpus", "sound_corpus"):
-        monkeypatch.setattr(small_codecs, name, corpus(1.0))
-    waves = training_waves(12)
+        monkeypatch.setattr(train_small_codecs, name, corpus(1.0))
+    waves = train_small_codecs.training_waves(12)
     assert waves.shape == (12, 24000)
     torch.testing.assert_close(waves.square().mean(1).sqrt(), torch.full((12,), 0.1), rtol=0.01, atol=0)
-    assert torch.equal(waves, training_waves(12))
+    assert torch.equal(waves, train_small_codecs.training_waves(12))
     with pytest.raises(ValueError, match="clips"):
-        training_waves(2)
+        train_small_codecs.training_waves(2)

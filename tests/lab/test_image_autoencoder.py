@@ -12,7 +12,13 @@ import torch
 
 from tokenry.cli import run
 from tokenry.cli.exits import BAD_INPUT, INTERRUPTED
-from tokenry.lab.beds.pictures.image_autoencoder import Recipe, build_autoencoder, evaluate, health, train_autoencoder
+from tokenry.lab.beds.pictures.image_autoencoder import (
+    AutoencoderRecipe,
+    build_autoencoder,
+    evaluate,
+    health,
+    train_autoencoder,
+)
 from tokenry.lab.beds.pictures.image_sets import ImageSet, image_set, patches_of
 from tokenry.lab.beds.signals import named_quantizers
 from tokenry.lab.beds.signals.named_quantizers import build_quantizer, fsq_levels, parse_option
@@ -33,7 +39,9 @@ SMALL = ImageSet(bars(96), bars(40, seed=1))
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_quantizer_learns_to_reconstruct(name):
-    recipe = Recipe(quantizer=name, codebook_size=256 if name == "fsq" else 64, steps=150, batch=32, learning_rate=3e-3)
+    recipe = AutoencoderRecipe(
+        quantizer=name, codebook_size=256 if name == "fsq" else 64, steps=150, batch=32, learning_rate=3e-3
+    )
     before = evaluate(build_autoencoder(recipe, (1, 8, 8)), SMALL.test).errors.mean()
     trained = train_autoencoder(recipe, SMALL, log_every=75)
     assert [line["step"] for line in trained.log] == [75, 150]
@@ -41,7 +49,8 @@ def test_every_quantizer_learns_to_reconstruct(name):
     assert not trained.model.training
     line = trained.log[-1]
     assert line["test_mse"] < 0.6 * float(before)
-    assert line == {"step": 150, "loss": line["loss"], "train_mse": line["train_mse"], **health(trained.model, SMALL.test)}
+    told = {"step": 150, "loss": line["loss"], "train_mse": line["train_mse"], "learning_rate": 3e-3}
+    assert line == {**told, **health(trained.model, SMALL.test)}
     assert line["vectors"] == 160
     assert 5.9 < line["bits"] < 25
 
@@ -56,7 +65,7 @@ def test_every_quantizer_learns_to_reconstruct(name):
     ],
 )
 def test_a_run_that_was_interrupted_is_the_same_as_one_that_was_not(tmp_path, name, options):
-    recipe = Recipe(quantizer=name, codebook_size=16, options=options, steps=30, batch=32, seed=3)
+    recipe = AutoencoderRecipe(quantizer=name, codebook_size=16, options=options, steps=30, batch=32, seed=3)
     whole = train_autoencoder(recipe, SMALL, out=tmp_path / "whole", log_every=7, save_every=11)
     calls = []
     halted = train_autoencoder(
@@ -68,25 +77,25 @@ def test_a_run_that_was_interrupted_is_the_same_as_one_that_was_not(tmp_path, na
         stream.write('{"step": 21, "loss": 1.0}\n{"step": 2')
     resumed = train_autoencoder(recipe, SMALL, out=tmp_path / "parts", log_every=7, save_every=11)
     assert resumed.log == whole.log
-    for file in ("log.jsonl", "checkpoint.safetensors", "quantizer/model.safetensors", "model/model.safetensors"):
+    for file in ("log.jsonl", "training.safetensors", "quantizer/model.safetensors", "model/model.safetensors"):
         assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
     for a, b in zip(resumed.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_finished_run_is_not_run_again_and_another_recipe_is_refused(tmp_path):
-    recipe = Recipe(codebook_size=8, steps=5, batch=32)
+    recipe = AutoencoderRecipe(codebook_size=8, steps=5, batch=32)
     first = train_autoencoder(recipe, SMALL, out=tmp_path)
     again = train_autoencoder(recipe, SMALL, out=tmp_path, report=lambda line: pytest.fail("trained again"))
     assert again.log == first.log
     with pytest.raises(ValueError, match="holds a run of another recipe"):
-        train_autoencoder(Recipe(codebook_size=8, steps=6, batch=32), SMALL, out=tmp_path)
+        train_autoencoder(AutoencoderRecipe(codebook_size=8, steps=6, batch=32), SMALL, out=tmp_path)
 
 
 def test_the_saved_quantizer_is_the_trained_one(tmp_path):
     from tokenry.codecs import VectorQuantizer
 
-    trained = train_autoencoder(Recipe(codebook_size=16, steps=5), SMALL, out=tmp_path)
+    trained = train_autoencoder(AutoencoderRecipe(codebook_size=16, steps=5), SMALL, out=tmp_path)
     again = VectorQuantizer.from_pretrained(tmp_path / "quantizer").eval()
     tokens = trained.model.encode(SMALL.test)
     assert torch.equal(again(tokens).indices, trained.model.quantizer(tokens).indices)
@@ -94,24 +103,24 @@ def test_the_saved_quantizer_is_the_trained_one(tmp_path):
 
 def test_seed_sets_everything_and_the_global_generator_stays():
     state = torch.get_rng_state()
-    runs = [train_autoencoder(Recipe(codebook_size=16, steps=4, seed=seed), SMALL).log for seed in (1, 1, 2)]
+    runs = [train_autoencoder(AutoencoderRecipe(codebook_size=16, steps=4, seed=seed), SMALL).log for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_convolutions_for_larger_images():
     data = ImageSet(bars(24, 28), bars(8, 28))
-    trained = train_autoencoder(Recipe(codebook_size=16, steps=3, batch=8, hidden=16), data)
+    trained = train_autoencoder(AutoencoderRecipe(codebook_size=16, steps=3, batch=8, hidden=16), data)
     assert trained.model.grid == (7, 7)
     assert evaluate(trained.model, data.test).indices.shape == (8, 49)
-    colour = build_autoencoder(Recipe(codebook_size=16, hidden=16), (3, 32, 32))
+    colour = build_autoencoder(AutoencoderRecipe(codebook_size=16, hidden=16), (3, 32, 32))
     assert colour(bars(2, 32, 3)).images.shape == (2, 3, 32, 32)
     with pytest.raises(ValueError, match="multiples of 4"):
-        build_autoencoder(Recipe(), (1, 30, 30))
+        build_autoencoder(AutoencoderRecipe(), (1, 30, 30))
 
 
 def test_a_batch_larger_than_the_set_takes_all_of_it():
-    trained = train_autoencoder(Recipe(codebook_size=8, steps=2, batch=1000), SMALL)
+    trained = train_autoencoder(AutoencoderRecipe(codebook_size=8, steps=2, batch=1000), SMALL)
     assert trained.complete
 
 
@@ -144,7 +153,7 @@ def test_bad_names_and_sizes():
     assert build_quantizer("fsq", 16, 2, {"levels": [5, 5]}).codebook_size == 25
     assert all(min(levels) >= 5 for levels in named_quantizers.FSQ_LEVELS.values())
     with pytest.raises(ValueError, match="steps must be"):
-        Recipe(steps=0)
+        AutoencoderRecipe(steps=0)
 
 
 # images ---------------------------------------------------------------------------------------------------------------
@@ -211,4 +220,4 @@ def test_an_interrupted_command_goes_on(tmp_path):
     assert time.monotonic() - started < 30
     assert process.returncode == INTERRUPTED
     assert "run the same command to go on" in rest
-    assert (tmp_path / "checkpoint.safetensors").exists()
+    assert (tmp_path / "training.safetensors").exists()

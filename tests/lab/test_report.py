@@ -11,7 +11,7 @@ from tests.lab.test_claims import Coin
 from tokenry.lab.evidence.results import load, save
 from tokenry.lab.evidence.run import reproduce
 from tokenry.lab.pages.compare import write_page
-from tokenry.lab.pages.figure import quality_figure
+from tokenry.lab.pages.figure import arm_bars, quality_figure
 from tokenry.lab.pages.report import build
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -20,7 +20,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAD
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    for system, lift in (("idpruner", 0.4), ("todre", -0.4)):
+    for system, lift in (("idpruner", 0.4), ("todre", -0.4), ("eet", 0.0)):
         claim = Coin(lift)
         claim.system, claim.statement = system, "Better <b>beats</b> worse & more"
         result = reproduce(claim, scale="smoke", seeds=2, out=folder)
@@ -58,6 +58,15 @@ def test_the_report_lists_every_claim_also_failing_and_unfinished_ones(site):
     assert "seed (planned)" in text
 
 
+def test_a_page_shows_the_adjusted_p_and_explains_vacuous(site):
+    vacuous, failing = ((site.parent / "systems" / f"{slug}.html").read_text() for slug in ("eet", "todre"))
+    assert vacuous.count('<td class="verdict vacuous">vacuous</td>') == 2
+    assert "Vacuous: every difference is zero" in vacuous
+    assert '<td class="number">1.000</td>' in vacuous
+    assert "adjusted for the 2 comparisons" in failing
+    assert "acuous" not in failing.split("</style>")[1]
+
+
 def test_pages_ask_for_nothing_outside(site, comparison):
     for path in [site, comparison, *(site.parent / "systems").glob("*.html")]:
         text = path.read_text()
@@ -66,6 +75,15 @@ def test_pages_ask_for_nothing_outside(site, comparison):
         for link in re.findall(r'href="([^"#:]+)"', text):
             assert (path.parent / link).is_file(), link
     assert (comparison.parent / "quality.png").stat().st_size > 5000
+
+
+def test_bars_say_what_they_show():
+    means = {"a <b>": 0.5, "cheap $x$": -0.25, "best": 1.1234}
+    text = arm_bars(means, "accuracy & <more>")
+    assert text == arm_bars(means, "accuracy & <more>")  # the same report, the same bytes
+    assert text.startswith('<svg role="img" aria-label="accuracy &amp; &lt;more&gt; per arm"')
+    for word in ("a &lt;b&gt;", "cheap $x$", "best", "0.500", "-0.250", "1.123"):
+        assert re.search(rf">{re.escape(word)}</text>", text.replace("\u2212", "-")), word
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import transformers as tf
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.pruning.tiny_vit import KEEP, SIZES, draw, images, vit
 from tokenry import UnsupportedModelError
@@ -13,8 +15,10 @@ from tokenry.hosts.vision import cls_attention
 from tokenry.pruning.eet import (
     EET,
     EETHashModel,
+    EETLosses,
     EETTrainer,
     EETTrainingConfig,
+    eet_training_arguments,
     evaluate_retrieval,
     hash_distillation,
     solve_hash_codes,
@@ -67,60 +71,109 @@ def test_distillation_term():
 def test_student_loss_gives_the_teacher_no_gradient():
     student = hash_model(EET(keep=KEEP))
     data, codes = task()
-    trainer = EETTrainer(student, student.twin(), codes, EETTrainingConfig(warmup_steps=1))
-    terms = trainer.losses(data.tensors[0][:8], data.tensors[1][:8], torch.arange(8))
+    losses = EETLosses(student, student.twin(), codes, EETTrainingConfig(warmup_steps=1))
+    terms = losses(data.tensors[0][:8], data.tensors[1][:8], torch.arange(8))
     assert set(terms) == {"student", "teacher", "class", "hidden_class", "code", "transfer"}
     terms["student"].backward()
-    assert all(p.grad is None for p in trainer.teacher.parameters())
+    assert all(p.grad is None for p in losses.teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
     student.zero_grad()
     terms["teacher"].backward()
     assert all(not p.grad.any() for p in student.parameters() if p.grad is not None)
-    assert all(p.grad is not None for p in trainer.teacher.parameters())
+    assert all(p.grad is not None for p in losses.teacher.parameters())
+
+
+def two_optimizers(config, data, codes):
+    """The released code's loop: two backward passes, two optimizers, a shuffling loader seeded for every epoch."""
+    student = hash_model(EET(keep=KEEP))
+    losses = EETLosses(student, student.twin(), codes, config).train()
+    indexed = TensorDataset(*data.tensors, torch.arange(len(codes)))
+    make = {
+        "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=config.learning_rate, momentum=config.momentum),
+        "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+    }[config.optimizer]
+    optimizers = [make(losses.student), make(losses.teacher)]
+    steps, warmup, step = 3 * config.epochs, config.warmup_steps, 0
+    for epoch in range(config.epochs):
+        order = torch.Generator().manual_seed(config.seed + epoch)
+        for batch in DataLoader(indexed, config.batch_size, shuffle=True, generator=order):
+            down = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+            terms = losses(*batch)
+            for optimizer, name in zip(optimizers, ("student", "teacher"), strict=True):
+                optimizer.param_groups[0]["lr"] = config.learning_rate * ((step + 1) / warmup if step < warmup else down)
+                optimizer.zero_grad()
+                terms[name].backward()
+                optimizer.step()
+            step += 1
+    return losses
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_one_optimizer_makes_the_updates_of_two(optimizer):
+    data, codes = task()
+    config = EETTrainingConfig(batch_size=8, epochs=3, warmup_steps=2, hidden_patches=2, optimizer=optimizer, weight_decay=0.0)
+    written_out = two_optimizers(config, data, codes)
+    student = hash_model(EET(keep=KEEP))
+    trainer = EETTrainer(student, student.twin(), codes, config, train_dataset=data)
+    trainer.train()
+    pairs = list(zip(trainer.model.state_dict().values(), written_out.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not all(torch.equal(a, b) for a, b in zip(student.parameters(), hash_model().parameters(), strict=True))
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    """The batches of a run follow from the seed and the epoch's number: those of the released code's loader."""
+    data, codes = task()
+    config = EETTrainingConfig(batch_size=8, epochs=2, warmup_steps=1, hidden_patches=0, transfer_weight=0.0, seed=5)
+    seen = []
+    trainer = EETTrainer(hash_model(), None, codes, config, train_dataset=data)
+    trainer.model.register_forward_hook(lambda module, args, output: seen.append(args[2].tolist()))
+    trainer.train()
+    assert [len(index) for index in seen] == [8] * 6
+    for epoch in (0, 1):
+        order = DataLoader(range(24), 8, shuffle=True, generator=torch.Generator().manual_seed(5 + epoch))
+        assert seen[3 * epoch : 3 * epoch + 3] == [batch.tolist() for batch in order]
+    assert seen[:3] != seen[3:]
 
 
 def test_two_epochs_move_both_models_and_can_be_resumed(tmp_path):
     data, codes = task()
     config = EETTrainingConfig(batch_size=8, epochs=2, warmup_steps=2, hidden_patches=2)
 
-    def trainer() -> EETTrainer:
+    def trainer(**options) -> EETTrainer:
         student = hash_model(EET(keep=KEEP))
-        return EETTrainer(student, student.twin(), codes, config)
+        arguments = eet_training_arguments(str(tmp_path), config, use_cpu=True)
+        return EETTrainer(student, student.twin(), codes, config, train_dataset=data, args=arguments, **options)
 
-    straight = trainer()
-    before = [p.detach().clone() for m in (straight.student, straight.teacher) for p in m.parameters()]
-    history = straight.fit(data)
-    after = [p for m in (straight.student, straight.teacher) for p in m.parameters()]
-    assert len(history) == 6
-    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    class Stop(tf.TrainerCallback):
+        def on_step_end(self, args, state, control, **unused):
+            if state.global_step == 4:
+                raise KeyboardInterrupt
 
-    path = tmp_path / "run" / "state.pt"
-    stopped = trainer()
-
-    def stop(step: int, steps: int, values: dict[str, float]) -> None:
-        if step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stopped.fit(data, checkpoint=path, progress=stop)
-    resumed = trainer()
-    assert len(resumed.fit(data, checkpoint=path)) == 6
-    for a, b in zip(straight.student.parameters(), resumed.student.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
     student = hash_model(EET(keep=KEEP))
-    other = EETTrainer(student, student.twin(), codes, EETTrainingConfig(epochs=3, warmup_steps=1))
-    with pytest.raises(ValueError, match="other settings"):
-        other.fit(data, checkpoint=path)
+    straight = EETTrainer(student, student.twin(), codes, config, train_dataset=data)
+    before = [p.detach().clone() for p in straight.model.parameters()]
+    straight.train()
+    assert [row["step"] for row in straight.history] == [1, 2, 3, 4, 5, 6]
+    assert {"student", "teacher", "class", "hidden_class", "code", "transfer"} <= set(straight.history[0])
+    assert all(not torch.equal(a, b) for a, b in zip(before, straight.model.parameters(), strict=True))
+    with pytest.raises(KeyboardInterrupt):
+        trainer(callbacks=[Stop()]).train()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=True)
+    assert len(resumed.history) == 6
+    for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_bad_batch_changes_nothing():
     student = hash_model(EET(keep=KEEP))
     data, codes = task()
-    trainer = EETTrainer(student, None, codes, EETTrainingConfig(transfer_weight=0.0, hidden_patches=0, warmup_steps=0))
+    config = EETTrainingConfig(transfer_weight=0.0, hidden_patches=0, warmup_steps=0)
     before = [p.detach().clone() for p in student.parameters()]
     student.hash.bias.data[0] = float("nan")
     with pytest.raises(FloatingPointError, match="no weight was changed"):
-        trainer.train_step(data.tensors[0][:4], data.tensors[1][:4], torch.arange(4))
+        EETTrainer(student, None, codes, config, train_dataset=data).train()
     assert all(torch.equal(a, b) for a, b in zip(before[:-1], list(student.parameters())[:-1], strict=True))
 
 
@@ -128,15 +181,15 @@ def test_bad_trainings():
     student = hash_model(EET(keep=KEEP))
     data, codes = task()
     with pytest.raises(ValueError, match="must be 0 without a teacher"):
-        EETTrainer(student, None, codes)
+        EETTrainer(student, None, codes, train_dataset=data)
     with pytest.raises(ValueError, match="pruner=None"):
-        EETTrainer(student, student.twin(pruner=EET(keep=KEEP)), codes)
+        EETTrainer(student, student.twin(pruner=EET(keep=KEEP)), codes, train_dataset=data)
     with pytest.raises(ValueError, match="codes must have shape"):
-        EETTrainer(student, student.twin(), codes[:, :5])
+        EETTrainer(student, student.twin(), codes[:, :5], train_dataset=data)
     with pytest.raises(ValueError, match="one item per row of codes"):
-        EETTrainer(student, student.twin(), codes[:5]).fit(data)
+        EETTrainer(student, student.twin(), codes[:5], train_dataset=data)
     with pytest.raises(ValueError, match="warmup_steps must be below"):
-        EETTrainer(student, student.twin(), codes, EETTrainingConfig(epochs=1)).fit(data)
+        EETTrainer(student, student.twin(), codes, EETTrainingConfig(epochs=1), train_dataset=data).train()
     for change in ({"learning_rate": 0.0}, {"epochs": 0}, {"optimizer": "adam"}, {"hidden_patches": -1}):
         with pytest.raises(ValueError, match=next(iter(change))):
             EETTrainingConfig(**change)

@@ -15,7 +15,7 @@ from tokenry.pruning.idpruner import (
     train_scorer,
 )
 from tokenry.testing import llava_inputs, tiny_llava
-from tokenry.testing.models import IMAGE_TOKEN
+from tokenry.testing.zoo import IMAGE_TOKEN
 
 PROPERTY = settings(max_examples=25, deadline=None)
 
@@ -70,6 +70,29 @@ def test_raw_and_soft_importance_agree_where_only_the_ranking_counts():
     mixed = IDPruner(10).select(features, importance=importance)
     soft = IDPruner(10, importance_transform="soft_topk").select(features, importance=importance)
     assert not torch.equal(mixed, soft)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 10_000), fraction=st.floats(0.02, 0.98))
+def test_the_soft_budget_is_a_fraction_of_all_tokens(seed, fraction):
+    """`soft_fraction` of the N tokens, or the pruner's own K without it."""
+    generator = torch.Generator().manual_seed(seed)
+    features, importance = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((1, 25, 6), (1, 25)))
+    for option, budget in ((fraction, 25 * fraction), (None, 8.0)):
+        soft = IDPruner(8, importance_transform="soft_topk", soft_fraction=option).select(features, importance=importance)
+        assert torch.equal(soft, IDPruner(8).select(features, importance=soft_top_k(importance, budget)))
+
+
+def test_another_soft_fraction_keeps_other_tokens():
+    generator = torch.Generator().manual_seed(0)
+    features, importance = torch.randn(1, 30, 6, generator=generator), torch.randn(1, 30, generator=generator) * 4
+    kept = [
+        sorted(
+            IDPruner(10, importance_transform="soft_topk", soft_fraction=f).select(features, importance=importance)[0].tolist()
+        )
+        for f in (0.05, 0.9)
+    ]
+    assert kept[0] != kept[1]
 
 
 def test_the_scorer_is_the_mean_of_all_pairs_at_linear_cost(tmp_path):

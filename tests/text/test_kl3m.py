@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from tokenry import MissingDependencyError
 from tokenry.testing.tokenizers import check_tokenizer, sample_texts
+from tokenry.text.bpe import bpe_parts, train_bpe
 from tokenry.text.kl3m import (
     GROUPS,
     SPECIAL_TOKENS,
@@ -34,7 +35,6 @@ from tokenry.text.kl3m import (
     train_char_tokenizer,
     train_domain_tokenizer,
 )
-from tokenry.text.bpe import bpe_parts, train_bpe
 
 FAST = settings(max_examples=25, deadline=None)
 TEXTS = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:25]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tokenry import UnsupportedModelError
@@ -267,6 +268,56 @@ def test_regression_against_normal_equations_in_plain_python():
         regress([1.0] * 5, {"x": x})
     with pytest.raises(ValueError, match="observations"):
         regress([1.0, 2.0], {"x": [1.0, 2.0]})
+
+
+def test_a_regression_worked_by_hand():
+    """y = 2, 4, 5, 4, 5 over x = 1..5: slope 0.6, residual 2.4 of 6 (R^2 0.6), corrected by (n - 1) / (n - columns) = 4 / 3."""
+    y, x = [2.0, 4.0, 5.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0]
+    fit = regress(y, {"x": x})
+    assert fit.coefficients == pytest.approx((2.2, 0.6))
+    assert fit.r_squared == pytest.approx(0.6)
+    assert fit.adjusted_r_squared == pytest.approx(1 - 0.4 * 4 / 3)
+    assert fit.statistic == pytest.approx(3.6 / (2.4 / 3))
+    # A second column at right angles to x and of no use: R^2 stays, its correction grows to 4 / 2.
+    both = regress([2.0, 4.0, 5.0, 4.0, 5.0], {"x": x, "z": [2.0, -1.0, -2.0, -1.0, 2.0]})
+    useless = (2 * 2 - 4 - 2 * 5 - 4 + 2 * 5) ** 2 / 14  # what z explains
+    assert both.r_squared == pytest.approx((3.6 + useless) / 6)
+    assert both.adjusted_r_squared == pytest.approx(1 - (2.4 - useless) / 6 * 4 / 2)
+    assert both.df == (2, 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), columns=st.integers(1, 4), n=st.integers(8, 20))
+def test_adjusted_r_squared_compares_variances_per_degree_of_freedom(seed, columns, n):
+    rng = np.random.default_rng(seed)
+    x = {f"x{i}": rng.normal(size=n).tolist() for i in range(columns)}
+    y = rng.normal(size=n)
+    fit = regress(y, x)
+    design = np.stack([np.ones(n), *x.values()], axis=1)
+    residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    assert fit.adjusted_r_squared == pytest.approx(1 - (residual @ residual / (n - columns - 1)) / y.var(ddof=1))
+    assert fit.adjusted_r_squared < fit.r_squared
+
+
+def test_regression_with_categories_against_the_inverse_of_the_normal_equations():
+    x, script = [3.1, 0.4, 2.2, 5.9, 4.0, 1.3, 2.7, 6.5], list("BACABCCA")
+    y = np.array([1.9e6, 1.1e6, 1.7e6, 2.6e6, 2.1e6, 1.4e6, 1.8e6, 2.9e6])
+    design = np.array([[1.0, a, c == "B", c == "C"] for a, c in zip(x, script, strict=True)])
+    inverse = np.linalg.inv(design.T @ design)
+    coefficients = inverse @ design.T @ y
+    residual, total = np.square(y - design @ coefficients).sum(), np.square(y - y.mean()).sum()
+    errors = np.sqrt(np.diag(inverse) * residual / 4)
+    fit = regress(y, {"x": x, "script": script})
+    close = {"rel": 1e-9}
+    assert fit.names == ("intercept", "x", "script=B", "script=C")
+    assert fit.coefficients == pytest.approx(coefficients, **close)
+    assert fit.standard_errors == pytest.approx(errors, **close)
+    assert fit.p_values == pytest.approx(2 * stats.t.sf(np.abs(coefficients / errors), 4), **close)
+    assert fit.r_squared == pytest.approx(1 - residual / total, **close)
+    assert fit.adjusted_r_squared == pytest.approx(1 - (residual / 4) / (total / 7), **close)
+    assert fit.statistic == pytest.approx((total - residual) / 3 / (residual / 4), **close)
+    assert fit.p_value == pytest.approx(stats.f.sf(fit.statistic, 3, 4), **close)
+    assert (fit.df, fit.n) == ((3, 4), 8)
 
 
 def test_counts_of_other_models_than_bpe():

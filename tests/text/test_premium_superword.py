@@ -16,9 +16,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from tokenry import UnsupportedModelError
 from tokenry.testing.tokenizers import check_tokenizer
+from tokenry.text.bpe import bpe_parts, byte_level, text_source, to_transformers
 from tokenry.text.premium import STAGE2_REGEX, extend_superword, train_bpe, train_superword, truncate
 from tokenry.text.premium.superword import _characters, count_pieces
-from tokenry.text.bpe import bpe_parts, byte_level, text_source, to_transformers
 
 FAST = settings(max_examples=25, deadline=None)
 TEXTS = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:25]

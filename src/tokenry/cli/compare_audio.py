@@ -34,7 +34,7 @@ def compare_audio_codecs(
     from tokenry.lab.compare.audio import AudioSettings, compare_audio
     from tokenry.lab.compare.audio_codecs import DEFAULT
 
-    require("lab")
+    require("lab", *(("speech",) if words else ()))
     if data is not None and not data.is_dir():
         raise FileNotFoundError(f"--data must be a folder of sound files, got {data}")
     default = ("speech",) if data is not None else ("speech", "music", "sound")

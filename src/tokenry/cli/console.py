@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     for row in rows:
         grid.add_row(*(_plain(str(cell)) for cell in row))
     out().print(grid)
+
+
+COMPARISON_COLUMNS = ("comparison", "difference", "95 % interval", "p", "verdict")
+
+
+def comparison_row(comparison: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a judged contrast as result files hold it; `p` is adjusted over the claim."""
+    c = comparison
+    interval = f"[{c['low']:+.3f}, {c['high']:+.3f}]"
+    return c["name"], f"{c['difference']:+.3f}", interval, f"{c['p']:.3f}", c["verdict"]
 
 
 @contextmanager

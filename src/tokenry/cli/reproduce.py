@@ -1,4 +1,4 @@
-"""``tokenry reproduce SLUG...``: run claims; resumable, judged by intervals."""
+"""``tokenry reproduce SLUG...``: run claims; resumable, judged by intervals over seeds and items."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reproduce(
 ) -> None:
     """Run the claims of systems. Finished seeds are kept; exit code 1 when a claim fails."""
     from tokenry.catalog import system, systems
-    from tokenry.cli.console import pick_device, progress, say_json, table
+    from tokenry.cli.console import COMPARISON_COLUMNS, comparison_row, pick_device, progress, say_json, table
     from tokenry.cli.exits import CLAIM_FAILED
     from tokenry.core.checks import check_choice
     from tokenry.extras import require
@@ -48,12 +48,8 @@ def reproduce(
     if as_json:
         say_json(rows)
     else:
-        lines = [
-            (r["system"], c["name"], f"{c['difference']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]", c["verdict"])
-            for r in rows
-            for c in r["comparisons"]
-        ]
-        table(f"claims at scale {scale}", ["system", "comparison", "difference", "95 % interval", "verdict"], lines)
+        lines = [(r["system"], *comparison_row(c)) for r in rows for c in r["comparisons"]]
+        table(f"claims at scale {scale}", ["system", *COMPARISON_COLUMNS], lines)
         verdicts = [(r["system"], r["verdict"], r["reason"], f"{r['seconds']} s, {r['seeds']} seeds") for r in rows]
         table("verdicts", ["system", "verdict", "reason", "cost"], verdicts)
     if any(r.verdict == "fails" for r in results):

@@ -24,7 +24,7 @@ def show(
         show_taxonomy(slug, as_json)
         return
     from tokenry.catalog import system
-    from tokenry.cli.console import out, say_json, table
+    from tokenry.cli.console import COMPARISON_COLUMNS, comparison_row, out, say_json, table
     from tokenry.lab.evidence.results import load, result_path, results_folder
 
     row = system(slug)
@@ -55,12 +55,10 @@ def show(
         console.print(f"claim: {facts['statement']}", highlight=False)
     table("options", ["option", "default"], list(facts["options"].items()))
     for entry in facts["evidence"]:
-        rows = [
-            (c["name"], f"{c['difference']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]", c["verdict"])
-            for c in entry["comparisons"]
-        ]
         title = f"evidence at scale {entry['scale']}: {entry['verdict'] or 'incomplete'}"
-        table(title, ["comparison", "difference", "95 % interval", "verdict"], rows)
+        table(title, COMPARISON_COLUMNS, [comparison_row(c) for c in entry["comparisons"]])
+        if entry["verdict"]:
+            console.print(f"{entry['reason']}.", highlight=False)
 
 
 def _statement(row: Any) -> str:

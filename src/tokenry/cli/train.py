@@ -43,12 +43,12 @@ def autoencoder(
     """Train, or go on from the checkpoint in --out: perplexity, usage and dead codes of the test images as it goes."""
     from tokenry.cli.console import pick_device, say_json
     from tokenry.extras import require
-    from tokenry.lab.beds.pictures.image_autoencoder import Recipe, train_autoencoder
+    from tokenry.lab.beds.pictures.image_autoencoder import AutoencoderRecipe, train_autoencoder
     from tokenry.lab.beds.pictures.image_sets import image_set
     from tokenry.lab.beds.signals.named_quantizers import parse_option
 
     require("lab")
-    recipe = Recipe(
+    recipe = AutoencoderRecipe(
         data=data, quantizer=quantizer, codebook_size=codebook_size, options=dict(parse_option(o) for o in option or []),
         dim=dim, hidden=hidden, tokens=tokens, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed,
     )  # fmt: skip

@@ -1,14 +1,16 @@
-"""Writing a module to a folder: weights as safetensors, the rest as JSON, never half of either."""
+"""Files of ours: weights as safetensors, the rest as JSON or text, never half of either."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -23,8 +25,26 @@ def write_checkpoint(folder: str | Path, module: nn.Module, described: dict[str,
     state = module.state_dict()
     if without:
         state = {name: x for name, x in state.items() if not name.startswith(f"{without}.")}
-    state = {name: x.detach().cpu().contiguous().clone() for name, x in state.items()}
-    save_file(state, path / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
-    (path / f"{CONFIG}.tmp").write_text(json.dumps(described, indent=2, sort_keys=True), encoding="utf-8")
-    for name in (WEIGHTS, CONFIG):
-        os.replace(path / f"{name}.tmp", path / name)
+    write_tensors(path / WEIGHTS, state, {"format": "pt"})
+    write_text(path / CONFIG, json.dumps(described, indent=2, sort_keys=True))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file beside its place and move it there."""
+    kept = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    partial = path.with_name(f"{path.name}.tmp")
+    save_file(kept, partial, metadata=metadata)
+    os.replace(partial, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and move it there."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

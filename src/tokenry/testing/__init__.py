@@ -18,12 +18,13 @@ _EXPORTS = {
     "check_byte_model": "tokenry.testing.byte_models",
     "check_language_model": "tokenry.testing.language_models",
     "check_tokenizer": "tokenry.testing.tokenizers",
-    "llava_inputs": "tokenry.testing.models",
-    "onevision_inputs": "tokenry.testing.models",
-    "qwen_inputs": "tokenry.testing.models",
-    "tiny_llava": "tokenry.testing.models",
-    "tiny_onevision": "tokenry.testing.models",
-    "tiny_qwen": "tokenry.testing.models",
+    "llava_inputs": "tokenry.testing.zoo",
+    "onevision_inputs": "tokenry.testing.zoo",
+    "qwen_inputs": "tokenry.testing.zoo",
+    "tiny": "tokenry.testing.zoo",
+    "tiny_llava": "tokenry.testing.zoo",
+    "tiny_onevision": "tokenry.testing.zoo",
+    "tiny_qwen": "tokenry.testing.zoo",
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

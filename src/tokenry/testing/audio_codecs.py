@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.codecs.audio.codec import PADDING, AudioCodec, bitrate
-from tokenry.codecs.audio.streaming import encode_in_chunks
+from tokenry.codecs.audio.codec import AudioCodec, bitrate, encode_in_chunks
+from tokenry.codecs.audio.codes import PADDING
+from tokenry.core.seeding import seeded
 
 
 def _fail(check: str, codec: AudioCodec, detail: str) -> None:
@@ -123,17 +124,16 @@ def _no_trace(codec: AudioCodec, tolerance: float) -> None:
     """Calls change neither weights, mode, input nor the next call, and draw nothing from the global generator."""
     wave, lengths = _clips(codec)
     kept, weights = wave.clone(), {name: x.clone() for name, x in codec.state_dict().items()}
-    mode, state = codec.training, torch.random.get_rng_state()
+    mode = codec.training
     try:
         codec.train()
         first = codec.encode(wave, codec.sample_rate, lengths)
-        torch.manual_seed(99)
-        second = codec.encode(wave, codec.sample_rate, lengths)
+        with seeded(99):
+            second = codec.encode(wave, codec.sample_rate, lengths)
         codec.decode(first)
         if not codec.training:
             _fail("no trace", codec, "encode or decode changed the mode")
     finally:
-        torch.random.set_rng_state(state)
         codec.train(mode)
     _same_codes("determinism", codec, second.codes, first.codes, 0.0)
     changed = [name for name, x in codec.state_dict().items() if not torch.equal(x, weights[name])]

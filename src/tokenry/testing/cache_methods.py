@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenry.hosts.release import cache_of
 from tokenry.pruning.kv_method import CacheMethod
-from tokenry.testing.seeding import seeded
+from tokenry.testing.zoo import tiny
 
 _LENGTH = 48
 
@@ -20,15 +20,8 @@ def _fail(check: str, method: CacheMethod, detail: str) -> None:
 
 
 def _model() -> Any:
-    """A Llama of four blocks with grouped heads, random weights; the global random state stays as it is."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=None, initializer_range=0.3,
-    )  # fmt: skip
-    with seeded():
-        return LlamaForCausalLM(config).eval()
+    """Four blocks with grouped heads, weights large enough that attention chooses, and no token that ends a text."""
+    return tiny("llama", vocab_size=97, num_hidden_layers=4, eos_token_id=None, initializer_range=0.3)
 
 
 def _prompts(rows: int = 1) -> Tensor:

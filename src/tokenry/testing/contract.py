@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from tokenry.catalog import System
-from tokenry.testing.seeding import seeded
+from tokenry.core.seeding import seeded
 
 
 def contract_instances(row: System) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def contract_instances(row: System) -> dict[str, Any]:
             f"{row.slug}: {row.module} must declare contract_instances(), a function that returns {{name: instance}} for "
             "tokenry.testing.check_contract"
         )
-    with seeded():
+    with seeded(0):
         found = declared()
     if not found:
         raise ValueError(f"{row.slug}: contract_instances() of {row.module} must return at least one instance, got {found!r}")

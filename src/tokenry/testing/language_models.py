@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tokenry.core.seeding import seeded
+
 MakeModel = Callable[[], PreTrainedModel]
 MakeBatch = Callable[[], dict[str, Any]]
 
@@ -117,11 +119,9 @@ def _padding(case: LanguageModelCase) -> None:
 def _deterministic(case: LanguageModelCase) -> None:
     model, batch = case.model(), case.make_batch()
     kept = {name: x.clone() for name, x in batch.items() if isinstance(x, Tensor)}
-    state = torch.random.get_rng_state()
     first = model(**batch).logits
-    torch.manual_seed(77)
-    second = case.model()(**case.make_batch()).logits
-    torch.random.set_rng_state(state)
+    with seeded(77):
+        second = case.model()(**case.make_batch()).logits
     if not torch.equal(first, second):
         _fail("determinism", model, "two models made alike differ on one batch")
     if any(not torch.equal(batch[name], x) for name, x in kept.items()):

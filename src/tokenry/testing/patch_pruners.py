@@ -9,22 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.pruning.vit_schedule import PatchPruner
-from tokenry.testing.seeding import seeded
+from tokenry.testing.zoo import tiny
 
 _PATCHES, _KEEP = 36, {0: 0.5, 1: 7}
 
 
 def _fail(check: str, pruner: PatchPruner, detail: str) -> None:
     raise AssertionError(f"{type(pruner).__name__} breaks the contract {check!r}: {detail}")
-
-
-def _model() -> nn.Module:
-    """A ViT of three blocks, 36 patches, random weights; the global random state stays as it is."""
-    from transformers import ViTConfig, ViTModel
-
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-    with seeded():
-        return ViTModel(ViTConfig(**sizes, image_size=24, patch_size=4), add_pooling_layer=False).eval()
 
 
 def _images() -> Tensor:
@@ -39,7 +30,7 @@ def _run(pruner: PatchPruner, model: nn.Module, pixels: Tensor) -> tuple[Tensor,
 
 @torch.no_grad()
 def _counts(pruner: PatchPruner) -> None:
-    model, pruned = _model(), replace(pruner, keep=_KEEP)
+    model, pruned = tiny("vit"), replace(pruner, keep=_KEEP)
     states, trace = _run(pruned, model, _images())
     if states.shape[1] != 1 + pruned.plan(_PATCHES):
         _fail("exact count", pruner, f"planned {pruned.plan(_PATCHES)} patches, got {states.shape[1] - 1}")
@@ -51,7 +42,7 @@ def _counts(pruner: PatchPruner) -> None:
 
 @torch.no_grad()
 def _everything(pruner: PatchPruner) -> None:
-    model = _model()
+    model = tiny("vit")
     plain = model(_images()).last_hidden_state
     if not torch.equal(_run(replace(pruner, keep={0: 1.0, 2: 1.0}), model, _images())[0], plain):
         _fail("keep=1.0 is the identity", pruner, "the states differ from those of the plain model")
@@ -61,7 +52,7 @@ def _everything(pruner: PatchPruner) -> None:
 
 
 def _deterministic(pruner: PatchPruner) -> None:
-    model, pruned = _model(), replace(pruner, keep=_KEEP)
+    model, pruned = tiny("vit"), replace(pruner, keep=_KEEP)
     state = torch.random.get_rng_state()
     first, second = (_run(pruned, model, _images())[0] for _ in range(2))
     if not torch.equal(first, second):
@@ -71,7 +62,7 @@ def _deterministic(pruner: PatchPruner) -> None:
 
 
 def _batch_is_loop(pruner: PatchPruner) -> None:
-    model, pruned = _model(), replace(pruner, keep=_KEEP)
+    model, pruned = tiny("vit"), replace(pruner, keep=_KEEP)
     together, trace = _run(pruned, model, _images())
     with pruned.attach(model) as alone, torch.no_grad():  # one attachment, image after image
         states = torch.cat([model(image[None]).last_hidden_state for image in _images()])
@@ -82,7 +73,7 @@ def _batch_is_loop(pruner: PatchPruner) -> None:
 
 
 def _half(pruner: PatchPruner) -> None:
-    states, _ = _run(replace(pruner, keep=_KEEP), _model().to(torch.bfloat16), _images().bfloat16())
+    states, _ = _run(replace(pruner, keep=_KEEP), tiny("vit").to(torch.bfloat16), _images().bfloat16())
     if not bool(torch.isfinite(states).all()):
         _fail("half precision", pruner, "states in bfloat16 are not finite")
 
@@ -90,7 +81,7 @@ def _half(pruner: PatchPruner) -> None:
 def _bad_values(pruner: PatchPruner) -> None:
     for keep in ({}, {0: 0.0}, {0: 1.5}, {-1: 0.5}, {0: 37}, {9: 0.5}, 0.5, "half"):
         try:
-            _run(replace(pruner, keep=keep), _model(), _images())  # pyright: ignore[reportArgumentType]
+            _run(replace(pruner, keep=keep), tiny("vit"), _images())  # pyright: ignore[reportArgumentType]
         except (ValueError, TypeError) as error:
             if "keep" not in str(error):
                 _fail("clear errors", pruner, f"the message must name 'keep', got: {error}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tokenry.testing.seeding import seeded
+from tokenry.testing.zoo import tiny
 from tokenry.text.consistency import ConsistencyProbe
 
 _PASSAGES = ("The old farmer sold a barn near the river.", "She gave a quick answer and left the room without her coat.")
@@ -18,19 +18,15 @@ def _fail(check: str, probe: ConsistencyProbe, detail: str) -> None:
 
 
 def _model() -> tuple[Any, Any]:
-    """A Llama with random weights and a byte-level tokenizer; the global random state stays as it is."""
+    """A Llama with random weights and a byte-level tokenizer of two merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     inner = Tokenizer(models.BPE(vocab=alphabet | {"th": 256, "the": 257}, merges=[("t", "h"), ("th", "e")]))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    config = LlamaConfig(
-        vocab_size=260, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, bos_token_id=258,
-        eos_token_id=259, max_position_embeddings=2048, initializer_range=0.4,
-    )  # fmt: skip
-    with seeded():
-        model = LlamaForCausalLM(config).eval()
+    tokens = {"vocab_size": 260, "bos_token_id": 258, "eos_token_id": 259}
+    model = tiny("llama", max_position_embeddings=2048, initializer_range=0.4, **tokens)
     return model, PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.seeding import seeded
 from tokenry.pruning.base import Pruner
 
 _B, _N, _D = 3, 24, 16
@@ -46,14 +47,13 @@ def _exact_count(pruner: Pruner) -> None:
 def _deterministic(pruner: Pruner) -> None:
     features, importance = _data()
     before = features.clone(), importance.clone()
-    state = torch.random.get_rng_state()
     first = _select(pruner, features, importance)
-    torch.manual_seed(123)
-    if not torch.equal(first, _select(pruner, features, importance)):
+    with seeded(123):
+        second = _select(pruner, features, importance)
+    if not torch.equal(first, second):
         _fail("determinism", pruner, "two calls differ")
     if not (torch.equal(before[0], features) and torch.equal(before[1], importance)):
         _fail("input untouched", pruner, "select changed its input")
-    torch.random.set_rng_state(state)
 
 
 def _batch_is_loop(pruner: Pruner) -> None:

@@ -9,13 +9,13 @@ from tokenry.lazy import lazy_exports
 _HERE = "tokenry.codecs.audio"
 _EXPORTS = {
     "AudioCodec": f"{_HERE}.codec",
-    "AudioCodes": f"{_HERE}.codec",
+    "AudioCodes": f"{_HERE}.codes",
     "bitrate": f"{_HERE}.codec",
     "CodecLayout": "tokenry.hosts.audio.layout",
     "HostedCodec": f"{_HERE}.hosted",
     "load_audio_codec": f"{_HERE}.hosted",
     "CodeStream": f"{_HERE}.streaming",
-    "encode_in_chunks": f"{_HERE}.streaming",
+    "encode_in_chunks": f"{_HERE}.codec",
     "AudioTokenizer": f"{_HERE}.taxonomy",
     "audio_tokenizers": f"{_HERE}.taxonomy",
     "BookEmbedding": f"{_HERE}.embedding",

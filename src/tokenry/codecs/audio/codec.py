@@ -6,56 +6,20 @@ of one's own implements three methods on rows of equal length; lengths, padding,
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from tokenry.codecs.audio.codes import PADDING, AudioCodes, RowEncoder, check_floating, checked_lengths, evaluating, float_dtype
+from tokenry.codecs.audio.streaming import CodeStream
 from tokenry.core.checks import check_device, check_finite, check_float, check_int, check_tensor
 from tokenry.hosts.audio import CodecLayout
 
-if TYPE_CHECKING:
-    from tokenry.codecs.audio.streaming import CodeStream
 
-PADDING = -1
-
-
-@dataclass(frozen=True, eq=False)
-class AudioCodes:
-    """Codes of a batch of clips; unpacks as ``(codes, lengths)``.
-
-    Attributes:
-        codes: int64 [B,T,M], -1 beyond the frames of a row.
-        lengths: int64 [B], frames of every row.
-        samples: int64 [B], samples of every row at the codec's rate: what `decode` trims to.
-        scales: loudness per chunk [B,chunks] of codecs that normalise it, else None (side information that the bits leave out).
-    """
-
-    codes: Tensor
-    lengths: Tensor
-    samples: Tensor
-    scales: Tensor | None = None
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.codes, self.lengths))
-
-    @property
-    def mask(self) -> Tensor:
-        """Which frames are real, bool [B,T]."""
-        return torch.arange(self.codes.shape[1], device=self.codes.device) < self.lengths[:, None]
-
-    def prefix(self, n_codebooks: int) -> AudioCodes:
-        """The first books only: a coarser version of the same clips."""
-        check_int("n_codebooks", n_codebooks, 1, self.codes.shape[2])
-        return replace(self, codes=self.codes[..., :n_codebooks])
-
-
-class AudioCodec(nn.Module, ABC):
+class AudioCodec(RowEncoder):
     """Base of every codec. Subclasses implement `encode_rows`, `decode_rows` and `embed_rows`.
 
     Args:
@@ -69,10 +33,6 @@ class AudioCodec(nn.Module, ABC):
         self._n_codebooks = self._checked_books(n_codebooks if n_codebooks is not None else layout.max_codebooks)
 
     # What a subclass writes ------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def encode_rows(self, wave: Tensor, n_codebooks: int) -> tuple[Tensor, Tensor | None]:
-        """Wave [B,C,S] of whole frames without padding -> codes int64 [B,T,n_codebooks], loudness [B,chunks] or None."""
 
     @abstractmethod
     def decode_rows(self, codes: Tensor, scales: Tensor | None) -> Tensor:
@@ -185,7 +145,7 @@ class AudioCodec(nn.Module, ABC):
         scales: Tensor | None = None
         with evaluating(self):
             for group, count in self._groups(frames):
-                part = _batch([rows[i] for i in group], self.layout.samples(count)).to(self._dtype())
+                part = _batch([rows[i] for i in group], self.layout.samples(count)).to(float_dtype(self))
                 found, loudness = self.encode_rows(part, books)
                 for place, row in enumerate(group):
                     codes[row, : frames[row]] = found[place, : frames[row]]
@@ -211,7 +171,7 @@ class AudioCodec(nn.Module, ABC):
             lengths = codes.samples
         frames = self._checked_codes(tensor)
         full = [self.layout.samples(count) for count in frames]
-        samples = full if lengths is None else self._checked_lengths("lengths", lengths, len(tensor), 0, max(full))
+        samples = full if lengths is None else checked_lengths("lengths", lengths, len(tensor), 0, max(full))
         for row, (wanted, held) in enumerate(zip(samples, full, strict=True)):
             if wanted > held:
                 raise ValueError(
@@ -263,8 +223,7 @@ class AudioCodec(nn.Module, ABC):
     ) -> tuple[list[Tensor], list[int]]:
         """The rows, cut to their lengths, [C,samples] each, at the codec's rate."""
         check_tensor("wave", wave)
-        if not wave.is_floating_point():
-            raise TypeError(f"wave must be floating point in -1..1, got {wave.dtype}; divide int16 samples by 32768")
+        check_floating(wave)
         if wave.dim() == 2 and self.channels == 1:
             wave = wave[:, None]
         if wave.dim() != 3 or wave.shape[1] != self.channels:
@@ -278,7 +237,7 @@ class AudioCodec(nn.Module, ABC):
             break
         count = [wave.shape[-1]] * len(wave)
         if lengths is not None:
-            count = self._checked_lengths("lengths", lengths, len(wave), 1, wave.shape[-1])
+            count = checked_lengths("lengths", lengths, len(wave), 1, wave.shape[-1])
         rows = [check_finite("wave", row[:, :n]) for row, n in zip(wave, count, strict=True)]
         if sample_rate != self.sample_rate:
             if not resample:
@@ -294,15 +253,6 @@ class AudioCodec(nn.Module, ABC):
                 f"got {min(count)} in row {count.index(min(count))}"
             )
         return rows, count
-
-    @staticmethod
-    def _checked_lengths(name: str, lengths: Tensor | Sequence[int], batch: int, low: int, high: int) -> list[int]:
-        values = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
-        if isinstance(lengths, Tensor) and (lengths.dim() != 1 or lengths.is_floating_point()):
-            raise TypeError(f"{name} must be whole numbers [B], got {lengths.dtype} {list(lengths.shape)}")
-        if len(values) != batch:
-            raise ValueError(f"{name} must have one entry per row ({batch}), got {len(values)}")
-        return [check_int(f"{name}[{row}]", value, low, high) for row, value in enumerate(values)]
 
     def _checked_codes(self, codes: Tensor) -> list[int]:
         """Frames of every row; refuses holes, codes out of range and books that do not exist."""
@@ -340,9 +290,6 @@ class AudioCodec(nn.Module, ABC):
     def _chunks(self, frames: int) -> int:
         return frames // self.layout.chunk_frames if self.layout.chunk_length is not None else 1
 
-    def _dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
-
 
 def bitrate(codec: AudioCodec, n_codebooks: int | None = None) -> float:
     """Bits per second: frame rate x sum of log2 K over the books in use (or over the first `n_codebooks`).
@@ -357,16 +304,37 @@ def bitrate(codec: AudioCodec, n_codebooks: int | None = None) -> float:
     return float(codec.frame_rate) * codec.layout.bits(books)
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own mode is put back after it."""
-    modes = {part: part.training for part in module.modules()}
-    try:
-        module.eval()
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+def encode_in_chunks(
+    codec: AudioCodec,
+    wave: Tensor,
+    sample_rate: int,
+    lengths: Tensor | Sequence[int] | None = None,
+    *,
+    chunk: int,
+    n_codebooks: int | None = None,
+) -> AudioCodes:
+    """`codec.encode` in pieces of `chunk` samples, row by row: memory grows with the chunk, not with the recording.
+
+    Works for every codec that has a stream, causal or not; codes as in one pass, but for rounding (see `CodeStream`).
+
+    Raises:
+        TypeError, ValueError: as `AudioCodec.encode` and `AudioCodec.stream`, or a chunk below 1.
+    """
+    check_int("chunk", chunk, 1)
+    rows, samples = codec._checked_wave(wave, sample_rate, lengths, False)
+    found: list[Tensor] = []
+    scales: list[Tensor] = []
+    for row in rows:
+        stream = codec.stream(n_codebooks)
+        pieces = [stream.push(piece[None]) for piece in row.split(chunk, dim=-1)]
+        found.append(torch.cat([*pieces, stream.finish()], dim=1)[0])
+        if stream.scales is not None:
+            scales.append(stream.scales[0])
+    frames = [len(codes) for codes in found]
+    codes = nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=PADDING)
+    loud = nn.utils.rnn.pad_sequence(scales, batch_first=True, padding_value=1.0) if scales else None
+    device = wave.device
+    return AudioCodes(codes, torch.tensor(frames, device=device), torch.tensor(samples, device=device), loud)
 
 
 def _batch(rows: list[Tensor], size: int) -> Tensor:

@@ -8,9 +8,11 @@ zero-padded, so that a clip has 1 + ceil((T - window) / hop) frames wherever it 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -116,12 +118,14 @@ def _log_mel(flat: Tensor, sample_rate: int, mels: int, window: int, hop: int) -
 @lru_cache(maxsize=32)
 def _mel_bank(sample_rate: int, fft: int, mels: int) -> Tensor:
     """Triangles of unit height at equal steps of the mel scale 2595 log10(1 + f/700): [fft / 2 + 1, mels]."""
-    top = 2595 * math.log10(1 + sample_rate / 2 / 700)
-    corners = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
-    bins = torch.arange(fft // 2 + 1, dtype=torch.float64)[:, None] * sample_rate / fft
-    # a triangle narrower than a bin would see nothing: it is never narrower than one bin a side
+    from transformers.audio_utils import hertz_to_mel, mel_filter_bank, mel_to_hertz
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of filters that see nothing: they are widened below
+        # up to twice the highest frequency, then cut: half of an odd rate is rounded there
+        bank = torch.from_numpy(mel_filter_bank(fft + 1, mels, 0.0, sample_rate / 2, 2 * sample_rate)[: fft // 2 + 1])
+    centres = torch.from_numpy(mel_to_hertz(np.linspace(0.0, hertz_to_mel(sample_rate / 2), mels + 2)[1:-1]))
     step = sample_rate / fft
-    rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2]).clamp_min(step)
-    fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1]).clamp_min(step)
-    near = 1 - (bins - corners[1:-1]).abs() / step
-    return torch.maximum(torch.minimum(rise, fall), near).clamp_min(0.0)
+    # a triangle narrower than a bin would see nothing: it is never narrower than one bin a side
+    near = 1 - (torch.arange(fft // 2 + 1, dtype=torch.float64)[:, None] * step - centres).abs() / step
+    return torch.maximum(bank, near)

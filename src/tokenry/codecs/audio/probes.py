@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tokenry.codecs.audio.embedding import BookAttention, BookEmbedding
 from tokenry.core.checks import check_choice, check_finite, check_int, check_mask, check_range, check_tensor
+from tokenry.core.descent import Plan, descend
+from tokenry.core.seeding import seeded
 
 Level = Literal["frame", "utterance"]
 IGNORED = -1
@@ -55,8 +57,7 @@ class TokenProbe(nn.Module):
             raise ValueError("give exactly one of codebook_sizes (a probe on tokens) and features (on continuous features)")
         self.level: Level = check_choice("level", level, ("frame", "utterance"))
         check_int("classes", classes, 2)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(check_int("seed", seed, 0))
+        with seeded(check_int("seed", seed, 0)):
             self.embedding = BookEmbedding(codebook_sizes, dim, seed=seed) if codebook_sizes is not None else None
             self.attention = BookAttention(dim) if codebook_sizes is not None and attention else None
             # What the embedding is to tokens: features pass one hidden layer before the linear head.
@@ -129,25 +130,22 @@ def train_probe(
     if probe.embedding is None:
         real = x[keep].detach()
         probe.mean, probe.deviation = real.mean(0), real.std(0).clamp_min(1e-6)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
-    losses = []
-    probe.train()
-    for _ in range(settings.steps):
+
+    def loss_of(step: int) -> Tensor:
         rows = torch.randperm(len(x), generator=generator)[: settings.batch].to(x.device)
         wanted = labels[rows]
         if probe.level == "frame":
             wanted = torch.where(keep[rows], wanted, IGNORED)
         logits = probe(x[rows], keep[rows])
-        loss = nn.functional.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=IGNORED)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
+        return nn.functional.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=IGNORED)
+
+    plan = Plan(
+        steps=settings.steps, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, clip=None, warmup=0.0
+    )
+    log = descend(probe, loss_of, plan, log_every=1)
     probe.eval()
-    return losses
+    return [row["loss"] for row in log]
 
 
 @torch.no_grad()

@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenry.codecs.audio.codec import AudioCodec
+from tokenry.codecs.audio.codes import float_dtype
 from tokenry.codecs.audio.streaming import CodeStream
 from tokenry.codecs.vq import Quantized, Quantizer, ResidualVQ
 from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_float, check_int
+from tokenry.core.seeding import seeded
 from tokenry.hosts.audio import Chain, CodecLayout, Convolution, Elementwise, Residual, Stage
 
 
@@ -122,12 +124,8 @@ class ConvAutoencoder(nn.Module):
     def __init__(self, config: ConvCodecConfig) -> None:
         super().__init__()
         self.config = config
-        state = torch.random.get_rng_state()
-        torch.manual_seed(config.seed)
-        try:
+        with seeded(config.seed):
             self._build(config)
-        finally:
-            torch.random.set_rng_state(state)
 
     def _build(self, config: ConvCodecConfig) -> None:
         causal, widths = config.causal, config.widths
@@ -231,9 +229,9 @@ class ConvCodec(AudioCodec):
     def embed_rows(self, codes: Tensor) -> Tensor:
         """Sum of the books' codes as the decoder reads it."""
         if len(self.layout.codebook_sizes) == 1 and self.quantizer.books is None:
-            return self.quantizer.decode(codes[..., 0]).to(self._dtype())
+            return self.quantizer.decode(codes[..., 0]).to(float_dtype(self))
         missing = self.max_codebooks - codes.shape[-1]
-        return self.quantizer.decode(nn.functional.pad(codes, (0, missing), value=-1)).to(self._dtype())
+        return self.quantizer.decode(nn.functional.pad(codes, (0, missing), value=-1)).to(float_dtype(self))
 
     def pads_exactly(self, frames: int) -> bool:
         """A causal codec reads nothing after a row's end."""

@@ -6,17 +6,14 @@ two codes of a book are equally near within that rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokenry.core.checks import check_finite, check_int, check_tensor
+from tokenry.codecs.audio.codes import RowEncoder, check_floating, evaluating, float_dtype
+from tokenry.core.checks import check_finite, check_tensor
 from tokenry.hosts.audio import Stage
-
-if TYPE_CHECKING:
-    from tokenry.codecs.audio.codec import AudioCodec, AudioCodes
 
 
 class CodeStream:
@@ -32,7 +29,7 @@ class CodeStream:
     """
 
     def __init__(
-        self, codec: AudioCodec, stages: Stage, quantize: Callable[[Tensor, int], Tensor], books: int, *, start: int = 1
+        self, codec: RowEncoder, stages: Stage, quantize: Callable[[Tensor, int], Tensor], books: int, *, start: int = 1
     ) -> None:
         self.codec, self.stages, self.quantize, self.books, self.start = codec, stages, quantize, books, start
         self.samples = 0
@@ -71,8 +68,6 @@ class CodeStream:
 
     @torch.no_grad()
     def _feed(self, wave: Tensor, last: bool) -> Tensor:
-        from tokenry.codecs.audio.codec import evaluating
-
         with evaluating(self.codec):
             if not self._running:
                 wave = wave if self._held is None else torch.cat([self._held, wave], dim=-1)
@@ -98,48 +93,12 @@ class CodeStream:
         check_tensor("wave", wave)
         if self._done:
             raise ValueError("the stream is finished; make a new one with codec.stream()")
-        if not wave.is_floating_point():
-            raise TypeError(f"wave must be floating point in -1..1, got {wave.dtype}; divide int16 samples by 32768")
+        check_floating(wave)
         wave = wave[:, None] if wave.dim() == 2 else wave
-        if wave.dim() != 3 or wave.shape[1] != self.codec.channels:
-            raise ValueError(f"wave must be [B, n] or [B, {self.codec.channels}, n], got {list(wave.shape)}")
+        if wave.dim() != 3 or wave.shape[1] != self.codec.layout.channels:
+            raise ValueError(f"wave must be [B, n] or [B, {self.codec.layout.channels}, n], got {list(wave.shape)}")
         if self._held is not None and len(wave) != len(self._held):
             raise ValueError(f"wave must have the {len(self._held)} rows that the stream began with, got {len(wave)}")
         check_finite("wave", wave)
         self.samples += wave.shape[-1]
-        return wave.to(self.codec._dtype())
-
-
-def encode_in_chunks(
-    codec: AudioCodec,
-    wave: Tensor,
-    sample_rate: int,
-    lengths: Tensor | Sequence[int] | None = None,
-    *,
-    chunk: int,
-    n_codebooks: int | None = None,
-) -> AudioCodes:
-    """`codec.encode` in pieces of `chunk` samples, row by row: memory grows with the chunk, not with the recording.
-
-    Works for every codec that has a stream, causal or not; codes as in one pass (see the module's tolerance).
-
-    Raises:
-        TypeError, ValueError: as `AudioCodec.encode` and `AudioCodec.stream`, or a chunk below 1.
-    """
-    from tokenry.codecs.audio.codec import PADDING, AudioCodes
-
-    check_int("chunk", chunk, 1)
-    rows, samples = codec._checked_wave(wave, sample_rate, lengths, False)
-    found: list[Tensor] = []
-    scales: list[Tensor] = []
-    for row in rows:
-        stream = codec.stream(n_codebooks)
-        pieces = [stream.push(piece[None]) for piece in row.split(chunk, dim=-1)]
-        found.append(torch.cat([*pieces, stream.finish()], dim=1)[0])
-        if stream.scales is not None:
-            scales.append(stream.scales[0])
-    frames = [len(codes) for codes in found]
-    codes = nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=PADDING)
-    loud = nn.utils.rnn.pad_sequence(scales, batch_first=True, padding_value=1.0) if scales else None
-    device = wave.device
-    return AudioCodes(codes, torch.tensor(frames, device=device), torch.tensor(samples, device=device), loud)
+        return wave.to(float_dtype(self.codec))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tokenry.codecs.audio.embedding import BookEmbedding
 from tokenry.core.checks import check_int, check_range
+from tokenry.core.descent import Plan, descend
+from tokenry.core.seeding import seeded
 
 
 class TokenLM(nn.Module):
@@ -30,8 +32,7 @@ class TokenLM(nn.Module):
     def __init__(self, codebook_sizes: Sequence[int], *, dim: int = 64, layers: int = 1, seed: int = 0) -> None:
         super().__init__()
         check_int("layers", layers, 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(check_int("seed", seed, 0))
+        with seeded(check_int("seed", seed, 0)):
             self.embedding = BookEmbedding(codebook_sizes, dim, seed=seed)
             self.inner = BookEmbedding(codebook_sizes, dim, seed=seed + 1)
             self.begin = nn.Parameter(torch.zeros(dim))
@@ -77,22 +78,15 @@ class LMTraining:
 def train_token_lm(lm: TokenLM, codes: Tensor, settings: LMTraining | None = None) -> list[float]:
     """Train `lm` in place on codes [N,T,M] (-1 = padding); returns the nats per frame of every step."""
     settings = settings or LMTraining()
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=settings.learning_rate, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
-    losses = []
-    lm.train()
-    for _ in range(settings.steps):
-        rows = torch.randperm(len(codes), generator=generator)[: settings.batch].to(codes.device)
-        loss = lm(codes[rows])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
+
+    def loss_of(step: int) -> Tensor:
+        return lm(codes[torch.randperm(len(codes), generator=generator)[: settings.batch].to(codes.device)])
+
+    plan = Plan(steps=settings.steps, learning_rate=settings.learning_rate, weight_decay=1e-3, warmup=0.0)
+    log = descend(lm, loss_of, plan, log_every=1)
     lm.eval()
-    return losses
+    return [row["loss"] for row in log]
 
 
 @torch.no_grad()

@@ -6,23 +6,18 @@ where the whole run ends. A loss or a gradient that is not finite stops the run 
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenry.codecs.audio.small_codec import CodecPass, ConvAutoencoder, ConvCodec
 from tokenry.codecs.vq import VectorQuantizer
 from tokenry.core.checks import check_finite, check_int, check_range, check_shape
-
-Progress = Callable[[str, float], None]
+from tokenry.core.descent import Plan, descend
+from tokenry.core.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -103,24 +98,25 @@ def train_codec(
             f"waves must be floating-point clips of at least {max(segment, hop)} samples, got {waves.dtype} {list(waves.shape)}"
         )
     _check_features(model, features, size["N"], size["S"] // hop)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.8, 0.99), weight_decay=0.0)
-    history: list[dict[str, float]] = []
-    start = _resume(Path(folder), model, optimizer, settings, history) if folder is not None else 0
-    model.train()
-    try:
-        for step in range(start, settings.steps):
-            batch, targets = _draw(waves, features, settings, segment, hop, step)
-            row = _step(model, batch, targets, optimizer, settings, step)
-            if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
-                history.append({"step": step + 1, **{name: float(value) for name, value in row.items()}})
-                if progress is not None:
-                    told = ", ".join(f"{name} {history[-1][name]:.3g}" for name in ("wave", "perplexity") if name in row)
-                    progress(told, (step + 1) / settings.steps)
-            if folder is not None and ((step + 1) % settings.save_every == 0 or step + 1 == settings.steps):
-                _save(Path(folder), model, optimizer, settings, history, step + 1)
-    finally:
-        model.eval()
-    return history
+
+    def loss_of(step: int) -> dict[str, Any]:
+        return _terms(model, *_draw(waves, features, settings, segment, hop, step), settings, step)
+
+    def tell(row: dict[str, Any]) -> None:
+        if progress is not None:
+            told = ", ".join(f"{name} {row[name]:.3g}" for name in ("wave", "perplexity") if name in row)
+            progress(told, row["step"] / settings.steps)
+
+    plan = Plan(
+        steps=settings.steps, learning_rate=settings.learning_rate, betas=(0.8, 0.99), weight_decay=0.0, clip=settings.clip,
+        floor=0.05,
+    )  # fmt: skip
+    log = descend(
+        model, loss_of, plan, folder=folder, settings=asdict(settings), log_every=settings.log_every,
+        save_every=settings.save_every, watch=tell,
+    )  # fmt: skip
+    model.eval()
+    return log
 
 
 def spectral_distance(reference: Tensor, estimate: Tensor, resolutions: tuple[tuple[int, int], ...]) -> Tensor:
@@ -227,17 +223,10 @@ def _draw(
     return batch, torch.stack([features[c, b : b + count] for c, b in zip(clips.tolist(), begins.tolist(), strict=True)])
 
 
-def _step(
-    model: ConvCodec | ConvAutoencoder,
-    batch: Tensor,
-    targets: Tensor | None,
-    optimizer: torch.optim.Optimizer,
-    settings: CodecTraining,
-    step: int,
-) -> dict[str, Tensor | float]:
-    rate = _rate(step, settings)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def _terms(
+    model: ConvCodec | ConvAutoencoder, batch: Tensor, targets: Tensor | None, settings: CodecTraining, step: int
+) -> dict[str, Any]:
+    """The loss of a batch and its terms, with the codebooks' health where the log has a row."""
     output: Any = model(batch)
     made = output.wave if isinstance(output, CodecPass) else output
     terms: dict[str, Tensor] = {"wave": (made - batch).abs().mean() / batch.abs().mean().clamp_min(1e-6)}
@@ -249,62 +238,7 @@ def _step(
         if targets is not None and output.semantic is not None:
             terms["semantic"] = 1 - nn.functional.cosine_similarity(output.semantic, targets, dim=-1).mean()
             loss = loss + settings.semantic_weight * terms["semantic"]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
-    if not math.isfinite(loss.item()) or not math.isfinite(norm):
-        raise ValueError(f"step {step}: loss {loss.item()}, gradient norm {norm}; no weight was updated by it")
-    optimizer.step()
-    row: dict[str, Tensor | float] = {name: value.detach() for name, value in terms.items()}
-    if isinstance(output, CodecPass) and (step + 1) % settings.log_every == 0:
-        stats = output.quantized.stats
-        row |= {name: getattr(stats, name).float().mean() for name in ("perplexity", "usage")}
-    return row | {"learning_rate": rate}
-
-
-def _rate(step: int, settings: CodecTraining) -> float:
-    warm = max(1, settings.steps // 20)
-    if step < warm:
-        return settings.learning_rate * (step + 1) / warm
-    past = (step - warm) / max(1, settings.steps - warm)
-    return settings.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * past)))
-
-
-# Checkpoints -------------------------------------------------------------------------------------------------------------
-
-
-def _save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: CodecTraining, history: list, step: int
-) -> None:
-    """One file with weights, optimizer state and history, written beside its place and then moved there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{name}": x.detach().clone().contiguous() for name, x in model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": value.detach().clone() for name, value in state.items()}
-    facts = {"step": str(step), "settings": json.dumps(asdict(settings)), "history": json.dumps(history)}
-    save_file(tensors, folder / "training.safetensors.tmp", metadata=facts)
-    os.replace(folder / "training.safetensors.tmp", folder / "training.safetensors")
-
-
-def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: CodecTraining, history: list) -> int:
-    """Step to go on from; 0 when the folder has no checkpoint."""
-    path = folder / "training.safetensors"
-    if not path.exists():
-        return 0
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        facts = file.metadata()
-    wanted = json.loads(json.dumps(asdict(settings)))
-    if json.loads(facts["settings"]) != wanted:
-        raise ValueError(f"{path} belongs to a run with other settings; choose another folder or remove it")
-    tensors = load_file(path)
-    model.load_state_dict({name[6:]: x for name, x in tensors.items() if name.startswith("model.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, field = name.split(".", 2)
-            state.setdefault(int(number), {})[field] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    history.extend(json.loads(facts["history"]))
-    return int(facts["step"])
+        if (step + 1) % settings.log_every == 0:
+            stats = output.quantized.stats
+            terms |= {name: getattr(stats, name).float().mean() for name in ("perplexity", "usage")}
+    return {"loss": loss, **terms}

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import AdditiveSearch
 from tokenry.codecs.vq.base import Choice, Quantized, spread
-from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer, BookAnswer
+from tokenry.codecs.vq.lookup import BookAnswer, LookupOptions, LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import code_bias, nearest_codes

@@ -11,21 +11,18 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenry.hosts.text.classes import FUTURES, completions, is_prefix, legal_count, may_compose, split_partial
 from tokenry.hosts.text.merges import MergeTable
-
-if TYPE_CHECKING:
-    from tokenry.hosts.text.vocabulary import ByteVocabulary
+from tokenry.hosts.text.pieces import PieceTable
 
 
 class Canonical(ABC):
     """The valid beginnings of one tokenizer; `data` is always what the tokens spell, prefix space included."""
 
-    def __init__(self, vocabulary: ByteVocabulary) -> None:
+    def __init__(self, vocabulary: PieceTable) -> None:
         self.vocabulary = vocabulary
         self._heads: OrderedDict[bytes, list[int]] = OrderedDict()
 
@@ -45,8 +42,9 @@ class Canonical(ABC):
         tail = text.encode()[start:].decode()
         size = len(data) - start
         found: dict[tuple[int, ...], None] = {}
-        for future in self._futures(tail, partial):
-            self._cut(tail + future, size, found)
+        texts = [tail + future for future in self._futures(tail, partial)]
+        for text, ids in zip(texts, self.vocabulary.encode_texts(texts), strict=True):
+            self._cut(text, ids, size, found)
         self._raw_tips(tail, partial, found)
         return [head + list(ids) for ids in found]
 
@@ -61,11 +59,11 @@ class Canonical(ABC):
         """Add beginnings that end inside a character, which no text shows; none for most algorithms."""
         return
 
-    def _cut(self, text: str, size: int, found: dict[tuple[int, ...], None]) -> None:
-        """Add the part of the encoding of `text` that spells its first `size` bytes, if a token ends there."""
+    def _cut(self, text: str, ids: list[int], size: int, found: dict[tuple[int, ...], None]) -> None:
+        """Add the part of `ids`, the encoding of `text`, that spells its first `size` bytes, if a token ends there."""
         data, pieces = text.encode()[:size], self.vocabulary.pieces
         total, found_ids = 0, []
-        for token in self.vocabulary.encode_text(text):
+        for token in ids:
             if total >= size:
                 break
             piece = pieces[token] or b""
@@ -109,7 +107,7 @@ class Canonical(ABC):
 class Reencoding(Canonical):
     """By definition, token by token: right for every deterministic tokenizer, one encoding per token of the vocabulary."""
 
-    def __init__(self, vocabulary: ByteVocabulary) -> None:
+    def __init__(self, vocabulary: PieceTable) -> None:
         super().__init__(vocabulary)
         self._known: OrderedDict[tuple[tuple[int, ...], bytes], np.ndarray] = OrderedDict()
 
@@ -130,11 +128,12 @@ class Reencoding(Canonical):
 class _Bytes:
     """Byte tokens of a SentencePiece vocabulary: they spell the characters that have no piece, one byte each."""
 
-    def __init__(self, vocabulary: ByteVocabulary) -> None:
+    def __init__(self, vocabulary: PieceTable) -> None:
         self.tokens = vocabulary.byte_tokens
         pieces = {piece for piece in vocabulary.text_pieces if len(piece) <= 4}
         characters = [piece for piece in pieces if len(piece.decode("utf-8", "replace")) == 1]
         self._have: dict[bytes, int] = {}
+        self._known: dict[bytes, list[int]] = {}
         for character in characters:
             for size in range(1, len(character) + 1):
                 self._have[character[:size]] = self._have.get(character[:size], 0) + 1
@@ -146,15 +145,17 @@ class _Bytes:
         whole = 1 if not split_partial(partial)[1] else legal_count(partial)
         return self._have.get(partial, 0) < whole
 
-    def followers(self, partial: bytes, mask: np.ndarray) -> None:
-        for byte, token in self.tokens.items():
-            mask[token] = self.unknown(partial + bytes([byte]))
+    def following(self, partial: bytes) -> list[int]:
+        """Byte tokens that may follow the beginning `partial` of a character."""
+        if partial not in self._known:
+            self._known[partial] = [token for byte, token in self.tokens.items() if self.unknown(partial + bytes([byte]))]
+        return self._known[partial]
 
 
 class PairwiseBPE(Canonical):
     """BPE over the whole text: neighbours decide, and added tokens are checked by definition."""
 
-    def __init__(self, vocabulary: ByteVocabulary, table: MergeTable) -> None:
+    def __init__(self, vocabulary: PieceTable, table: MergeTable) -> None:
         super().__init__(vocabulary)
         self.table = table
         self._bytes = _Bytes(vocabulary)
@@ -168,7 +169,8 @@ class PairwiseBPE(Canonical):
         open_tail, open_text = self._after_added(tail, text)
         mask = self._text_followers(open_tail, open_text, partial)
         if self._bytes.tokens:
-            self._bytes.followers(partial, mask)
+            mask[list(self._bytes.tokens.values())] = False
+            mask[self._bytes.following(partial)] = True
         if len(self._added.ids):
             # An added token cuts the text before it, which must then be what the tokenizer makes of it alone.
             mask[self._added.ids] = not partial and self.vocabulary.encode_text(text.decode()) == tail
@@ -216,7 +218,7 @@ class PairwiseBPE(Canonical):
             found[(*vocabulary.encode_text(tail), *(self._bytes.tokens[byte] for byte in partial))] = None
 
 
-def _compose(vocabulary: ByteVocabulary, table: MergeTable) -> list[int]:
+def _compose(vocabulary: PieceTable, table: MergeTable) -> list[int]:
     """Tokens that may compose with the character before them; those that no NFC text holds are ruled out in `table`."""
     found = []
     for token in np.flatnonzero(table.producible).tolist():
@@ -234,7 +236,7 @@ def _compose(vocabulary: ByteVocabulary, table: MergeTable) -> list[int]:
 class _AddedTokens:
     """Added tokens that are matched in text before BPE sees it (leftmost, longest)."""
 
-    def __init__(self, vocabulary: ByteVocabulary, table: MergeTable) -> None:
+    def __init__(self, vocabulary: PieceTable, table: MergeTable) -> None:
         self._rest: dict[bytes, list[bytes]] = {}
         self._trie = vocabulary.trie
         pieces = [vocabulary.pieces[token] or b"" for token in vocabulary.layout.added]
@@ -245,7 +247,7 @@ class _AddedTokens:
                 self._rest.setdefault(piece[:size], []).append(piece[size:])
         self._rule_out(set(pieces), vocabulary, table)
 
-    def _rule_out(self, known: set[bytes], vocabulary: ByteVocabulary, table: MergeTable) -> None:
+    def _rule_out(self, known: set[bytes], vocabulary: PieceTable, table: MergeTable) -> None:
         """Tokens with an added token inside are never made: the text would have been cut there."""
         heads = {piece[:2] for piece in known}
         sizes = sorted({len(piece) for piece in known})

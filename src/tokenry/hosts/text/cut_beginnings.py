@@ -7,16 +7,13 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenry.hosts.text.beginnings import PairwiseBPE
 from tokenry.hosts.text.classes import FUTURES, char_class, completions, compress, futures_of, is_prefix, split_partial
 from tokenry.hosts.text.merges import MergeTable
-
-if TYPE_CHECKING:
-    from tokenry.hosts.text.vocabulary import ByteVocabulary
+from tokenry.hosts.text.pieces import PieceTable
 
 _WINDOW, _WIDEST = 160, 4096
 _TABLES_KEPT = 2048
@@ -31,7 +28,7 @@ class RegexBPE(PairwiseBPE):
     Where it cuts depends on character classes, so it is asked once per pattern of classes and not once per token.
     """
 
-    def __init__(self, vocabulary: ByteVocabulary, table: MergeTable) -> None:
+    def __init__(self, vocabulary: PieceTable, table: MergeTable) -> None:
         super().__init__(vocabulary, table)
         self._tables: OrderedDict[Hashable, dict[Way, np.ndarray]] = OrderedDict()
         self._merged: dict[str, list[int]] = {}
@@ -97,12 +94,12 @@ class RegexBPE(PairwiseBPE):
         """
         found = set()
         for text in variants:
-            for future in futures_of(text):
-                cuts = self.vocabulary.cuts(tail + text + future)
+            wholes = [tail + text + future for future in futures_of(text)]
+            for entire, cuts in zip(wholes, self.vocabulary.cuts_of(wholes), strict=True):
                 low = bisect_left(cuts, len(tail))
                 at = not tail or (low < len(cuts) and cuts[low] == len(tail))
                 after = low + (1 if low < len(cuts) and cuts[low] == len(tail) else 0)
-                end = cuts[after] if after < len(cuts) else len(tail + text + future)
+                end = cuts[after] if after < len(cuts) else len(entire)
                 if end >= len(tail + text) and (not whole or (at and end == len(tail + text))):
                     found.add((tuple(cuts[:low]), at))
         return found
@@ -199,8 +196,7 @@ class RegexBPE(PairwiseBPE):
         if not partial or self.vocabulary.layout.kind != "byte_level":
             super()._raw_tips(tail, partial, found)
             return
-        for last in completions(partial):
-            cuts = self.vocabulary.cuts(tail + last)
+        for cuts in self.vocabulary.cuts_of([tail + last for last in completions(partial)]):
             bounds = [0, *[cut for cut in cuts if cut <= len(tail)]]
             ids: list[int] = []
             for first, end in pairwise(bounds):
@@ -215,7 +211,7 @@ class RegexBPE(PairwiseBPE):
         window = text[-_WINDOW:]
         while True:
             whole = len(window) == len(text)
-            cuts = [self.vocabulary.cuts(window + future) for future in ends]
+            cuts = self.vocabulary.cuts_of([window + future for future in ends])
             kept = sorted(cut for cut in set.intersection(*map(set, cuts)) if 0 < cut <= len(window))
             # A window that starts inside a piece shows wrong cuts at first; two firm cuts later it is in step again.
             for cut in reversed(kept[0 if whole else 2 :]):

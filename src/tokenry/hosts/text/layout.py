@@ -14,6 +14,7 @@ from tokenry.hosts.text.alphabet import CHAR_TO_BYTE
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"
+_AT_START = {"Regex": r"\A" + _SPACE_MARK}  # doubled there: the space before a text that starts with one, which Metaspace omits
 _LOSSY = ("Lowercase", "NFKC", "NFKD", "NFD", "StripAccents", "BertNormalizer", "Precompiled", "Nmt", "Strip")
 _DROPS_SPACE = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
 
@@ -29,7 +30,7 @@ class TokenizerLayout:
         space_mark: pieces spell a space as U+2581.
         prefix_space: a space is put before the text and taken away when decoding.
         normalizer: name of a normaliser that changes text, None when text comes back as it was.
-        regex: there is a pre-tokenizer, so that not every pair of neighbours can merge.
+        regex: neighbours alone do not decide where text is cut: there is a pre-tokenizer, or the algorithm is Unigram.
     """
 
     kind: str
@@ -90,7 +91,9 @@ def read_layout(definition: dict[str, Any], owner: object) -> TokenizerLayout:
     lossy = [part["type"] for part in normalizers if part["type"] in (*_LOSSY, "NFC")]
     known = {"Replace", "Prepend", "NFC", "ByteLevel", *_LOSSY}
     lossy += [part["type"] for part in normalizers if part["type"] not in known]
-    lossy += [part["type"] for part in normalizers if part["type"] == "Replace" and part not in marks]
+    lossy += [
+        part["type"] for part in normalizers if part["type"] == "Replace" and part not in marks and part["pattern"] != _AT_START
+    ]
     added = definition.get("added_tokens", [])
     return TokenizerLayout(
         kind="byte_level" if byte_level else "byte_fallback" if _falls_back(model) else "plain",
@@ -98,7 +101,7 @@ def read_layout(definition: dict[str, Any], owner: object) -> TokenizerLayout:
         space_mark=space_mark,
         prefix_space=prefix,
         normalizer=lossy[0] if lossy else None,
-        regex=any(_splits(part, bool(marks)) for part in splitters),
+        regex=algorithm == "Unigram" or any(_splits(part, bool(marks)) for part in splitters),
         special={token["id"]: token["content"] for token in added if token["special"]} | _controls(model, algorithm),
         added={token["id"]: token["content"] for token in added if not token["special"] and not _unmatched(token, space_mark)},
     )
@@ -170,7 +173,7 @@ def _without_prefix(part: dict[str, Any] | None, children: str) -> dict[str, Any
     if part["type"] == "Sequence":
         rest = [_without_prefix(child, children) for child in part[children]]
         return dict(part, **{children: [child for child in rest if child]})
-    if part["type"] == "Prepend":
+    if part["type"] == "Prepend" or part.get("pattern") == _AT_START:
         return None
     if part["type"] == "ByteLevel":
         return dict(part, add_prefix_space=False)

@@ -59,6 +59,12 @@ class ByteTrie:
         after = _successor(prefix)
         return start, high if after is None else bisect_left(self._keys, after, start, high)
 
+    def suffix_spans(self, data: bytes) -> list[tuple[int, int, int]]:
+        """(place, low, high) of every place of `data` whose rest some tokens start with."""
+        places = range(max(0, len(data) - self.longest), len(data))
+        spans = [(place, *self.span(data[place:])) for place in places]
+        return [(place, low, high) for place, low, high in spans if low < high]
+
     def starting_with(self, prefix: bytes) -> np.ndarray:
         """Ids of the tokens that start with `prefix`, in byte order, int64."""
         low, high = self.span(prefix)

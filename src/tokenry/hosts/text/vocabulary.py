@@ -6,7 +6,6 @@ vocabularies. Tokenizers whose tokens do not hold the whole text (BERT's WordPie
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,35 +15,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from tokenizers import Tokenizer
 
-from tokenry.hosts.text.alphabet import BYTE_TO_CHAR
 from tokenry.hosts.text.beginnings import Canonical, PairwiseBPE, Reencoding
-from tokenry.hosts.text.classes import is_prefix, split_partial
+from tokenry.hosts.text.classes import split_partial
 from tokenry.hosts.text.cut_beginnings import RegexBPE
 from tokenry.hosts.text.files import as_backend
 from tokenry.hosts.text.layout import TokenizerLayout, bare_copy, read_layout
-from tokenry.hosts.text.merges import MergeTable, table_of
+from tokenry.hosts.text.pieces import PieceTable
 from tokenry.hosts.text.trie import ByteTrie
 
 __all__ = ["ByteTrie", "ByteVocabulary", "WordSpan", "first_noncanonical", "is_canonical", "word_spans"]
 
 
-class ByteVocabulary:
-    """The token-to-bytes map of a tokenizer, with its encoder.
-
-    Attributes:
-        pieces: bytes of every id; None for special, control and unused ids.
-        special: special and control ids with their names.
-        layout: how the tokenizer treats text.
-        lengths: bytes per id, 0 where it has none.
-    """
-
-    def __init__(self, pieces: Sequence[bytes | None], layout: TokenizerLayout, backend: Tokenizer | None, definition: Any) -> None:
-        self.pieces: tuple[bytes | None, ...] = tuple(pieces)
-        self.layout = layout
-        self.special = dict(layout.special)
-        self.lengths = [len(piece) if piece else 0 for piece in self.pieces]
-        self._backend = backend
-        self._definition = definition
+class ByteVocabulary(PieceTable):
+    """The token-to-bytes map of a tokenizer, with its encoder and its valid beginnings."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> ByteVocabulary:
@@ -104,54 +87,6 @@ class ByteVocabulary:
             pieces[token] = piece.encode() if isinstance(piece, str) else piece
         return cls(pieces, TokenizerLayout("plain", "bare", False, False, None, False), None, None)
 
-    @property
-    def kind(self) -> str:
-        """``byte_level``, ``byte_fallback`` or ``plain``."""
-        return self.layout.kind
-
-    @property
-    def size(self) -> int:
-        """Number of ids, holes included."""
-        return len(self.pieces)
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether a later byte can change where earlier text is cut."""
-        return self.layout.regex or bool(self.layout.added)
-
-    @property
-    def prefix(self) -> bytes:
-        """What the tokenizer puts before a text: a space or nothing."""
-        return b" " if self.layout.prefix_space else b""
-
-    @cached_property
-    def trie(self) -> ByteTrie:
-        """Prefix trie over all pieces."""
-        return ByteTrie.build(self.pieces)
-
-    @cached_property
-    def byte_tokens(self) -> dict[int, int]:
-        """Byte -> id of the byte tokens of a vocabulary with byte fallback."""
-        if self.layout.kind != "byte_fallback":
-            return {}
-        names = {f"<0x{byte:02X}>": byte for byte in range(256)}
-        return {names[piece]: token for piece, token in self._vocabulary().items() if piece in names}
-
-    @cached_property
-    def byte_token_ids(self) -> frozenset[int]:
-        """Ids of the byte tokens."""
-        return frozenset(self.byte_tokens.values())
-
-    @cached_property
-    def text_pieces(self) -> set[bytes]:
-        """Bytes of the pieces that are text, byte tokens left out."""
-        return {piece for token, piece in enumerate(self.pieces) if piece and token not in self.byte_token_ids}
-
-    @cached_property
-    def starts_inside(self) -> list[int]:
-        """Ids of the pieces that start inside a character."""
-        return [token for token, piece in enumerate(self.pieces) if piece and 0x80 <= piece[0] < 0xC0]
-
     @cached_property
     def canonical(self) -> Canonical:
         """Valid beginnings of this tokenizer.
@@ -164,29 +99,6 @@ class ByteVocabulary:
         if table is None or (self.whole_tokens and not self.layout.regex):
             return Reencoding(self)
         return RegexBPE(self, table) if self.layout.regex else PairwiseBPE(self, table)
-
-    @cached_property
-    def merges(self) -> MergeTable | None:
-        """The merge table of a BPE tokenizer; None for the other algorithms and where neighbours do not decide."""
-        model = self._definition["model"] if self._definition else {}
-        if self.layout.algorithm != "BPE" or (model.get("fuse_unk") and self.kind == "plain"):
-            return None
-        merges = [(m.split(" ")[0], m.split(" ")[1]) if isinstance(m, str) else (m[0], m[1]) for m in model["merges"]]
-        skip = {piece for piece, token in model["vocab"].items() if token in self.byte_token_ids}
-        table = table_of(model["vocab"], merges, self.size, lambda piece: piece not in skip)
-        inside = set(self.starts_inside)
-        for token, piece in enumerate(self.pieces):
-            if not piece or (token not in inside and not is_prefix(piece)):
-                table.producible[token] = False
-        return table
-
-    @cached_property
-    def whole_tokens(self) -> frozenset[int]:
-        """Tokens that merges never make and that stand for a whole piece of text only (``ignore_merges``)."""
-        if self.merges is None or not self._definition["model"].get("ignore_merges"):
-            return frozenset()
-        made, added = self.merges.producible, self.layout.added
-        return frozenset(t for t, p in enumerate(self.pieces) if p and not made[t] and t not in added and _is_text(p))
 
     def encode(self, data: bytes | str) -> list[int]:
         """The tokenizer's own encoding of `data`: no special tokens are added, and none are matched inside it.
@@ -229,46 +141,6 @@ class ByteVocabulary:
                 raise ValueError(f"ids must be tokens with bytes, got {token}" + (f" ({name})" if name else ""))
         data = b"".join(self.pieces[token] or b"" for token in ids)
         return data.removeprefix(self.prefix)
-
-    def encode_text(self, text: str) -> list[int]:
-        """Ids of `text` as it stands: no prefix space, no check."""
-        return self._encoder().encode(text, add_special_tokens=False).ids
-
-    def cuts(self, text: str) -> list[int]:
-        """Positions between characters where the pre-tokenizer cuts `text`, ascending, without its ends."""
-        splitter = self._encoder().pre_tokenizer
-        if splitter is None or not text:
-            return []
-        marked = text.replace(" ", "\u2581") if self._marks_before_split else text
-        return sorted({start for _, (start, _) in splitter.pre_tokenize_str(marked)} - {0})
-
-    @cached_property
-    def _marks_before_split(self) -> bool:
-        return self.layout.space_mark and '"Metaspace"' not in json.dumps(self._definition.get("pre_tokenizer"))
-
-    def merge_text(self, word: str) -> list[int]:
-        """Ids of one piece of text that the pre-tokenizer does not cut."""
-        return self.merge_bytes(word.encode()) if self.layout.kind == "byte_level" else self._merge(word.replace(" ", "\u2581"))
-
-    def merge_bytes(self, data: bytes) -> list[int]:
-        """Ids of raw bytes under the merges of a byte-level vocabulary; they need not be whole characters."""
-        return self._merge("".join(BYTE_TO_CHAR[byte] for byte in data))
-
-    def _merge(self, symbols: str) -> list[int]:
-        return [token.id for token in self._encoder().model.tokenize(symbols)] if symbols else []
-
-    def _encoder(self) -> Tokenizer:
-        if self._backend is None:
-            raise TypeError("vocabulary must be a tokenizer here, a bare vocabulary has no encoder")
-        return self._backend
-
-    def _vocabulary(self) -> dict[str, int]:
-        model = self._definition["model"]["vocab"]
-        return model if isinstance(model, dict) else {piece: i for i, (piece, _) in enumerate(model)}
-
-
-def _is_text(piece: bytes) -> bool:
-    return is_prefix(piece) and not split_partial(piece)[1]
 
 
 _KNOWN: WeakKeyDictionary[Any, tuple[int, ByteVocabulary]] = WeakKeyDictionary()

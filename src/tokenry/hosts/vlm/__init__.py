@@ -6,4 +6,13 @@ from tokenry.hosts.vlm.signals import Signals
 from tokenry.hosts.vlm.stage import BlockView, DecoderStage
 from tokenry.hosts.vlm.weights import weigh_visual_tokens
 
-__all__ = ["BlockView", "DecoderStage", "KeptColumns", "Positions", "Signals", "VisualTokens", "prune_prompt", "weigh_visual_tokens"]
+__all__ = [
+    "BlockView",
+    "DecoderStage",
+    "KeptColumns",
+    "Positions",
+    "Signals",
+    "VisualTokens",
+    "prune_prompt",
+    "weigh_visual_tokens",
+]

@@ -27,12 +27,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
+from tokenry.core.progress import Progress
 from tokenry.errors import AssetDamagedError
 
 if TYPE_CHECKING:
     from tokenry.lab.assets.row import Asset
 
-Progress = Callable[[str, float], None]
 LIMIT = 8 << 30  # bytes; no archive of ours unpacks to more
 TIMEOUT = 20.0  # seconds without an answer
 

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from tokenry.core.progress import Progress
 from tokenry.errors import AssetDamagedError, AssetMissingError, MissingDependencyError
-from tokenry.lab.assets.fetch import SOURCES, Progress, SourceUnavailable, from_hub, unpack
+from tokenry.lab.assets.fetch import SOURCES, SourceUnavailable, from_hub, unpack
 from tokenry.lab.assets.store import bytes_of, cache_dir, file_sha256, forget, is_offline, manifest, problem_of, settle, switch
 from tokenry.lab.assets.table import ASSETS, Asset
 

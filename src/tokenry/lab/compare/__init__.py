@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tokenry.core.progress import Progress
 from tokenry.lab.compare.rows import Bench, Row, Settings
-from tokenry.lab.evidence.claim import Progress, bootstrap_difference
+from tokenry.lab.evidence.claim import bootstrap_difference
 from tokenry.lab.evidence.results import environment, write_atomic
 
 

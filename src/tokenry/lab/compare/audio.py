@@ -16,9 +16,10 @@ from torch import Tensor
 from tokenry.codecs.audio.codec import AudioCodec, bitrate
 from tokenry.codecs.audio.metrics import mel_distance, multi_resolution_stft_distance, resample, sdr, si_snr, stoi
 from tokenry.core.checks import check_choice, check_int
+from tokenry.core.progress import Progress
 from tokenry.errors import AssetMissingError
 from tokenry.lab.compare.audio_codecs import DEFAULT, check_codec_name, named_codec
-from tokenry.lab.evidence.claim import Progress, bootstrap_difference
+from tokenry.lab.evidence.claim import bootstrap_difference
 from tokenry.lab.evidence.results import environment, write_atomic
 from tokenry.lab.sources.recordings import DOMAINS, Clip, audio_corpus, folder_corpus, speech_corpus
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from tokenry.core.progress import Progress
+from tokenry.lab.evidence.intervals import Estimate, estimate, holm
+from tokenry.lab.evidence.intervals import bootstrap_difference as bootstrap_difference
+
 Scale = Literal["smoke", "small", "paper"]
-Verdict = Literal["holds", "inconclusive", "fails"]
-Progress = Callable[[str, float], None]
+Verdict = Literal["holds", "inconclusive", "fails", "vacuous"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "paper")
+ERROR = 0.025
+"""One-sided error of a family of contrasts, once for calling any of them held and once for calling any failed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A contrast with its estimate, 95 % interval and verdict."""
+    """A contrast with its estimate, 95 % interval and verdict.
+
+    Attributes:
+        p: one-sided, on the side of the margin where the difference lies, adjusted (Holm) for the other contrasts of the claim.
+        basis: what the interval rests on; with one seed it says nothing about another seed.
+    """
 
     name: str
     better: str
@@ -68,6 +78,8 @@ class Comparison:
     difference: float
     low: float
     high: float
+    p: float
+    basis: Literal["seeds and items", "items of one seed"]
     verdict: Verdict
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,13 +88,18 @@ class Comparison:
 
 
 class Claim(ABC):
-    """A paper's headline effect. Subclasses fill the attributes and measure one seed at a time."""
+    """A paper's headline effect. Subclasses fill the attributes and measure one seed at a time.
+
+    `unit` names what an item stands for where it is the same in every seed (a language, a model). Such units are resampled once
+    for all seeds together; items are drawn anew in every seed, and resampled within it.
+    """
 
     system: str
     statement: str
     metric: str
     contrasts: tuple[Contrast, ...]
     competence: Competence | None = None
+    unit: str = "item"
     assets: tuple[str, ...] = ()
 
     @abstractmethod
@@ -94,62 +111,68 @@ class Claim(ABC):
         """Measure every arm once under `seed`; call ``progress(message, fraction)`` on the way."""
 
 
-def bootstrap_difference(
-    better: Sequence[Sequence[float]],
-    worse: Sequence[Sequence[float]],
-    *,
-    resamples: int = 4000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean paired difference and its percentile interval: seeds are resampled first, then items within a seed.
+def compare(contrast: Contrast, measurements: Sequence[Measurement], *, shared: bool = False) -> Comparison:
+    """Decide one contrast on its own over the seeds measured so far."""
+    return compare_all([contrast], measurements, shared=shared)[0]
 
-    Each argument holds one sequence of per-item outcomes per seed. Every seed weighs the same.
+
+def compare_all(
+    contrasts: Sequence[Contrast], measurements: Sequence[Measurement], *, shared: bool = False
+) -> list[Comparison]:
+    """Decide a family of contrasts over the seeds measured so far.
+
+    Every contrast is tested on both sides of its margin. The chance to call any of them held that is not is at most `ERROR`,
+    and so is the chance to call any failed that is not (Holm). A vacuous one counts in the family and is never decided.
     """
-    differences = [np.subtract(b, w, dtype=np.float64) for b, w in zip(better, worse, strict=True)]
-    if not differences or any(d.size == 0 for d in differences):
-        raise ValueError("better and worse must hold at least one seed with at least one item")
-    rng = np.random.default_rng(seed)
-    total = np.zeros(resamples)
-    for _ in differences:
-        drawn = rng.integers(len(differences), size=resamples)
-        for index, items in enumerate(differences):
-            rows = np.flatnonzero(drawn == index)
-            total[rows] += items[rng.integers(items.size, size=(rows.size, items.size))].mean(axis=1)
-    means = total / len(differences)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(np.mean([d.mean() for d in differences])), float(low), float(high)
+    found = [_estimate(contrast, measurements, shared) for contrast in contrasts]
+    above = holm([1.0 if e.vacuous else e.p_above for e in found])
+    below = holm([1.0 if e.vacuous else e.p_below for e in found])
+    basis = "seeds and items" if len(measurements) > 1 else "items of one seed"
+    comparisons = []
+    for contrast, e, p_above, p_below in zip(contrasts, found, above, below, strict=True):
+        verdict = "vacuous" if e.vacuous else "holds" if p_above <= ERROR else "fails" if p_below <= ERROR else "inconclusive"
+        p = p_above if e.difference > contrast.margin else p_below
+        comparisons.append(
+            Comparison(**asdict(contrast), difference=e.difference, low=e.low, high=e.high, p=p, basis=basis, verdict=verdict)
+        )
+    return comparisons
 
 
-def compare(contrast: Contrast, measurements: Sequence[Measurement]) -> Comparison:
-    """Decide one contrast over the seeds measured so far."""
+def _estimate(contrast: Contrast, measurements: Sequence[Measurement], shared: bool) -> Estimate:
     for arm in (contrast.better, contrast.worse):
         missing = [i for i, m in enumerate(measurements) if arm not in m.arms]
         if missing:
             raise ValueError(f"contrast {contrast.name!r} needs arm {arm!r}, missing in measurement {missing[0]}")
-    difference, low, high = bootstrap_difference(
-        [m.arms[contrast.better] for m in measurements], [m.arms[contrast.worse] for m in measurements]
-    )
-    verdict: Verdict = "holds" if low > contrast.margin else "fails" if high <= contrast.margin else "inconclusive"
-    return Comparison(contrast.name, contrast.better, contrast.worse, contrast.margin, difference, low, high, verdict)
+    better, worse = ([m.arms[arm] for m in measurements] for arm in (contrast.better, contrast.worse))
+    return estimate(better, worse, contrast.margin, shared=shared)
 
 
 def judge(claim: Claim, measurements: Sequence[Measurement]) -> tuple[Verdict, str, list[Comparison]]:
     """Verdict of a claim, the reason for it, and its comparisons.
 
-    A claim holds when all its contrasts hold and fails when any fails; without a competent reference it is inconclusive.
+    A claim holds when all its contrasts hold and fails when any fails. Without a competent reference, or with a contrast that
+    is undecided or vacuous, it is inconclusive. Its verdict is never ``vacuous``.
     """
-    comparisons = [compare(contrast, measurements) for contrast in claim.contrasts]
+    comparisons = compare_all(claim.contrasts, measurements, shared=claim.unit != "item")
     if claim.competence is not None:
         arm, minimum = claim.competence.arm, claim.competence.minimum
         reached = float(np.mean([np.mean(m.arms[arm]) for m in measurements]))
         if reached < minimum:
             return "inconclusive", f"the reference {arm} reached {reached:.3f}, below the bar of {minimum:g}", comparisons
-    by_verdict: Mapping[str, list[str]] = {
-        v: [c.name for c in comparisons if c.verdict == v] for v in ("holds", "inconclusive", "fails")
+    verdict, reason = _sum_up(comparisons)
+    alone = "" if len(measurements) > 1 else " (one seed: its items alone, nothing about other seeds)"
+    return verdict, reason + alone, comparisons
+
+
+def _sum_up(comparisons: Sequence[Comparison]) -> tuple[Verdict, str]:
+    failed = [c.name for c in comparisons if c.verdict == "fails"]
+    if failed:
+        return "fails", f"fails: {'; '.join(failed)}"
+    open_ones = [c for c in comparisons if c.verdict == "inconclusive"]
+    reasons = {
+        "interval includes the margin": [c.name for c in open_ones if c.low <= c.margin < c.high],
+        f"clear alone, not among {len(comparisons)} contrasts": [c.name for c in open_ones if not c.low <= c.margin < c.high],
+        "every difference is zero": [c.name for c in comparisons if c.verdict == "vacuous"],
     }
-    if by_verdict["fails"]:
-        return "fails", f"fails: {'; '.join(by_verdict['fails'])}", comparisons
-    if by_verdict["inconclusive"]:
-        return "inconclusive", f"interval includes the margin: {'; '.join(by_verdict['inconclusive'])}", comparisons
-    return "holds", "every interval clears its margin", comparisons
+    said = ". ".join(f"{reason}: {'; '.join(names)}" for reason, names in reasons.items() if names)
+    return ("inconclusive", said) if said else ("holds", "every contrast clears its margin")

@@ -1,4 +1,4 @@
-"""Time and memory of a call: interleaved ratios in one process, and the allocator's peak."""
+"""Time and memory of a call: interleaved ratios in one process, the allocator's peak, and numbers moved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def synchronise(device: str) -> None:
@@ -58,6 +60,29 @@ def peak_bytes(call: Callable[[], Any], device: str = "cpu") -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+def numbers_moved(call: Callable[[], Any]) -> int:
+    """Numbers that the operators of `call` read and write, without views: the same on every machine, however busy it is."""
+    with _Traffic() as traffic:
+        call()
+    return traffic.numbers
+
+
+class _Traffic(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        read, written = ([t for t in tree_leaves(part) if isinstance(t, torch.Tensor)] for part in ((args, kwargs), out))
+        places = {t.untyped_storage().data_ptr() for t in read}
+        # Some views do not call themselves one (_unsafe_view); an operator that writes in place does move numbers.
+        view = not func._schema.is_mutable and any(t.untyped_storage().data_ptr() in places for t in written)
+        if not view:
+            self.numbers += sum(t.numel() for t in (*read, *written))
+        return out
 
 
 def cache_bytes(cache: Any) -> int:

@@ -1,4 +1,4 @@
-"""Run claims: seed by seed, resumable, judged by a paired bootstrap; a killed run loses at most the seed in flight."""
+"""Run claims: seed by seed, resumable, judged by paired intervals; a killed run loses at most the seed in flight."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import importlib
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenry.core.checks import check_choice, check_int
-from tokenry.lab.evidence.claim import SCALES, Claim, Measurement, Progress, Scale, judge
+from tokenry.core.progress import Progress, within
+from tokenry.lab.evidence.claim import SCALES, Claim, Measurement, Scale, judge
 from tokenry.lab.evidence.results import Result, environment, load, result_path, save
 
 
@@ -48,16 +50,21 @@ def reproduce(
     report = progress or (lambda message, fraction: None)
     for done, seed in enumerate(range(seeds)):
         if seed not in result.seeds:
-            result.seeds[seed] = _measure(claim, scale, seed, device, _within(report, done, seeds))
+            result.seeds[seed] = _measure(claim, scale, seed, device, within(report, done / seeds, (done + 1) / seeds))
             result.environment = environment(device)
             result.verdict, result.reason, result.comparisons = None, "", []
             save(result, out)
         report(f"seed {seed} done", (done + 1) / seeds)
-    measured = [Measurement(row["arms"], row["facts"]) for _, row in sorted(result.seeds.items())]
-    result.verdict, result.reason, comparisons = judge(claim, measured)
-    result.comparisons = [comparison.to_dict() for comparison in comparisons]
+    result = rejudge(claim, result)
     save(result, out)
     return result
+
+
+def rejudge(claim: Claim, result: Result) -> Result:
+    """A copy of `result` with verdict, reason and comparisons judged anew from its stored outcomes; nothing is measured."""
+    measured = [Measurement(row["arms"], row["facts"]) for _, row in sorted(result.seeds.items())]
+    verdict, reason, comparisons = judge(claim, measured)
+    return replace(result, verdict=verdict, reason=reason, comparisons=[c.to_dict() for c in comparisons])
 
 
 def _start(claim: Claim, scale: Scale, seeds: int, out: Path, fresh: bool) -> Result:
@@ -83,10 +90,6 @@ def _measure(claim: Claim, scale: Scale, seed: int, device: str, progress: Progr
         "seconds": time.perf_counter() - started,
         "peak_bytes": _peak_bytes(device),
     }
-
-
-def _within(report: Progress, done: int, seeds: int) -> Progress:
-    return lambda message, fraction: report(message, (done + fraction) / seeds)
 
 
 def _peak_bytes(device: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from tokenry import __version__
 from tokenry.codecs.audio.metrics import log_mel
 from tokenry.errors import optional
 from tokenry.lab.evidence.results import write_atomic
+from tokenry.lab.pages.figure import svg_of
 from tokenry.lab.pages.report import style, template
 from tokenry.lab.sources.recordings import Clip
 from tokenry.lab.sources.speech import write_audio
@@ -77,7 +77,6 @@ def spectrogram(wave: Tensor, sample_rate: int, path: Path) -> None:
 def fidelity_figure(result: dict[str, Any]) -> str:
     """SI-SNR and mel distance against bit rate, a panel per domain, as SVG text; "" when all are nearly lossless."""
     optional("matplotlib", "lab")
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     if all(row["bitrate"] >= _NEARLY_LOSSLESS for row in result["rows"]):
@@ -109,10 +108,7 @@ def fidelity_figure(result: dict[str, Any]) -> str:
             if column == 0:
                 axes.set_ylabel(heading)
     figure.legend(loc="outside lower center", ncols=6, fontsize=8)
-    stream = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
-    text = stream.getvalue().decode()
-    return text[text.index("<svg") :]
+    return svg_of(figure)
 
 
 def _cell(row: dict[str, Any], key: str, heading: str, digits: int, unit: str, meaning: str) -> dict[str, str]:

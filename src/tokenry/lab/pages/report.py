@@ -9,7 +9,7 @@ from tokenry import __version__
 from tokenry.catalog import systems
 from tokenry.errors import optional
 from tokenry.lab.evidence.results import Result, load_all, write_atomic
-from tokenry.lab.pages.bars import arm_bars
+from tokenry.lab.pages.figure import arm_bars
 
 _HERE = Path(__file__).parent
 _SCALES = ("paper", "small", "smoke")

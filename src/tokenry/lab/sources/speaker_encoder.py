@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenry.codecs.audio.metrics import resample
-from tokenry.errors import AssetDamagedError
 
 RATE, WINDOW, HOP, MELS = 16_000, 400, 160, 40
 FRAMES = 160  # frames of a window of an utterance
@@ -66,38 +63,9 @@ def mel_energies(wave: Tensor) -> Tensor:
     return torch.fft.rfft(frames).abs().square() @ _mel_bank().to(wave)
 
 
-def _slaney_mel(hertz: Tensor) -> Tensor:
-    """Mel scale of Slaney's toolbox: linear below 1 kHz (200/3 Hz a mel), 27 mels per factor 6.4 above."""
-    return torch.where(hertz < 1000, hertz * 3 / 200, 15 + 27 * torch.log(hertz.clamp_min(1000) / 1000) / math.log(6.4))
-
-
-def _slaney_hertz(mel: Tensor) -> Tensor:
-    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
-
-
 @lru_cache(maxsize=1)
 def _mel_bank() -> Tensor:
-    """Triangles of unit area (in Hz) [201, 40]."""
-    top = _slaney_mel(torch.tensor(RATE / 2, dtype=torch.float64))
-    corners = _slaney_hertz(torch.linspace(0, float(top), MELS + 2, dtype=torch.float64))
-    bins = torch.arange(WINDOW // 2 + 1, dtype=torch.float64)[:, None] * RATE / WINDOW
-    rise = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
-    fall = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
-    return torch.minimum(rise, fall).clamp_min(0.0) * 2 / (corners[2:] - corners[:-2])
+    """Triangles of unit area (in Hz) on the mel scale of Slaney's toolbox [201, 40]."""
+    from transformers.audio_utils import mel_filter_bank
 
-
-def convert_checkpoint(source: Path, target: Path) -> None:
-    """Write the weights of a Resemblyzer checkpoint as safetensors; it is read as plain tensors, nothing in it is run."""
-    from safetensors.torch import save_file
-
-    file = next(source.glob("**/pretrained.pt"), None)
-    if file is None:
-        raise AssetDamagedError(
-            "asset 'resemblyzer' is damaged: it holds no pretrained.pt; run: tokenry assets get resemblyzer"
-        )
-    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    wanted = SpeakerEncoder().state_dict()
-    state = {name: value.contiguous().clone() for name, value in found["model_state"].items() if name in wanted}
-    if state.keys() != wanted.keys():
-        raise AssetDamagedError(f"asset 'resemblyzer' lacks the weights {sorted(wanted.keys() - state.keys())}")
-    save_file(state, target / "model.safetensors")
+    return torch.from_numpy(mel_filter_bank(WINDOW // 2 + 1, MELS, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney"))

@@ -10,44 +10,44 @@ import torch
 from torch import Tensor
 
 from tokenry.errors import optional
-from tokenry.lab.assets.folders import derived, fetch
-from tokenry.lab.sources.speaker_encoder import SpeakerEncoder, convert_checkpoint
-from tokenry.lab.sources.whisper import whisper_folder
+from tokenry.lab.assets.folders import fetch
+from tokenry.lab.sources.raw_weights import load_raw_weights
+from tokenry.lab.sources.speaker_encoder import SpeakerEncoder
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff")
 
 
 class Recogniser(NamedTuple):
-    """`WhisperForConditionalGeneration` in evaluation mode, its tokenizer, its feature extractor (16 kHz)."""
+    """A Whisper model of CTranslate2, its tokenizer, its feature extractor (16 kHz)."""
 
     model: Any
     tokenizer: Any
     features: Any
 
 
-def whisper(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, offline: bool | None = None
-) -> Recogniser:
-    """Whisper tiny.en (4 + 4 layers, 384 wide, English only); the file of the package is converted once to safetensors."""
-    from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
+def whisper(device: str | torch.device = "cpu", *, offline: bool | None = None) -> Recogniser:
+    """Whisper tiny.en (4 + 4 layers, 384 wide, English only) in float32, on "cpu" or "cuda".
 
-    folder = whisper_folder(offline=offline)
-    model: Any = WhisperForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return Recogniser(model.to(device).eval(), tokenizer, WhisperFeatureExtractor(feature_size=80))
+    Raises:
+        MissingDependencyError: ctranslate2 is not installed.
+        AssetMissingError: the model is not here and cannot be fetched.
+    """
+    from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor
+
+    library: Any = optional("ctranslate2", "speech")
+    folder = next(fetch("whisper", offline=offline).glob("**/model.bin")).parent
+    place = torch.device(device)
+    model = library.models.Whisper(
+        str(folder), device=place.type, device_index=place.index or 0, compute_type="float32",
+        intra_threads=torch.get_num_threads(),
+    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    return Recogniser(model, tokenizer, WhisperFeatureExtractor(feature_size=80))
 
 
 def speaker_encoder(device: str | torch.device = "cpu", *, offline: bool | None = None) -> SpeakerEncoder:
     """The GE2E speaker encoder with Resemblyzer's weights, in evaluation mode."""
-    from safetensors.torch import load_file
-
-    source = fetch("resemblyzer", offline=offline)
-    folder = derived("resemblyzer", "safetensors", lambda target: convert_checkpoint(source, target))
-    encoder = SpeakerEncoder()
-    encoder.load_state_dict(load_file(folder / "model.safetensors"))
-    return encoder.to(device).eval()
+    return load_raw_weights("resemblyzer", SpeakerEncoder(), offline=offline).to(device)
 
 
 def audio_length(path: str | Path) -> tuple[int, int]:

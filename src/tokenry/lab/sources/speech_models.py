@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.codecs.audio.metrics import resample
 from tokenry.codecs.audio.metrics_pair import check_wave
 from tokenry.core.checks import check_choice, check_finite, check_int
+from tokenry.errors import optional
 from tokenry.lab.sources.speaker_encoder import SpeakerEncoder
 from tokenry.lab.sources.speech import Recogniser, speaker_encoder, whisper
 from tokenry.lab.sources.word_errors import word_error_rate, word_errors
@@ -39,7 +42,6 @@ def _encoder() -> SpeakerEncoder:
     return speaker_encoder()
 
 
-@torch.inference_mode()
 def transcribe(
     waves: Sequence[Tensor], sample_rate: int, *, beams: int = 1, batch: int = 8, recogniser: Recogniser | None = None
 ) -> list[str]:
@@ -55,7 +57,7 @@ def transcribe(
     texts = [""] * len(clips)
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
-        inputs = features([clips[i].numpy() for i in part], sampling_rate=RATE, return_tensors="pt").input_features
+        inputs = features([clips[i].numpy() for i in part], sampling_rate=RATE, return_tensors="np").input_features
         limit = 8 + math.ceil(TOKENS_PER_SECOND * max(len(clips[i]) for i in part) / RATE)
         found = _generate(model, inputs, beams, min(limit, 440))
         for i, ids in zip(part, found, strict=True):
@@ -63,15 +65,13 @@ def transcribe(
     return texts
 
 
-def _generate(model: Any, inputs: Tensor, beams: int, limit: int) -> Tensor:
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    try:
-        logging.set_verbosity_error()  # it warns about its own settings at every call
-        return model.generate(inputs.to(model.device, model.dtype), num_beams=beams, do_sample=False, max_new_tokens=limit)
-    finally:
-        logging.set_verbosity(level)
+def _generate(model: Any, inputs: NDArray[np.float32], beams: int, limit: int) -> list[list[int]]:
+    """At most `limit` ids per clip, without time stamps."""
+    library: Any = optional("ctranslate2", "speech")
+    prompts = [["<|startoftranscript|>", "<|notimestamps|>"]] * len(inputs)
+    view = library.StorageView.from_array(np.ascontiguousarray(inputs))
+    found = model.generate(view, prompts, beam_size=beams, max_length=len(prompts[0]) + limit, suppress_tokens=[])
+    return [one.sequences_ids[0] for one in found]
 
 
 def d_wer(

@@ -1,10 +1,13 @@
-"""Word error rate: the normalisation of texts, the alignment, the rate."""
+"""Word error rate: the normalisation of texts; jiwer aligns them."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
+
+from tokenry.errors import optional
 
 _ONES = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
@@ -41,17 +44,6 @@ def _number(digits: str) -> list[str]:
     return [_TENS[value - value % 10], *([_ONES[value % 10]] if value % 10 else [])]
 
 
-def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions that turn one sequence into the other (Levenshtein)."""
-    above = list(range(len(hypothesis) + 1))
-    for row, wanted in enumerate(reference, 1):
-        here = [row]
-        for column, found in enumerate(hypothesis, 1):
-            here.append(min(above[column] + 1, here[-1] + 1, above[column - 1] + (wanted != found)))
-        above = here
-    return above[-1]
-
-
 def word_error_rate(references: str | Sequence[str], hypotheses: str | Sequence[str]) -> float:
     """Edits of words over words of the references, summed over all pairs; 0 for equal texts, above 1 with many insertions.
 
@@ -59,18 +51,23 @@ def word_error_rate(references: str | Sequence[str], hypotheses: str | Sequence[
 
     Raises:
         ValueError: the numbers of texts differ, or no reference holds a word.
+        MissingDependencyError: jiwer is not installed.
     """
-    pairs = _pairs(references, hypotheses)
-    edits = sum(edit_distance(r, h) for r, h in pairs)
-    words = sum(len(r) for r, _ in pairs)
+    pairs = word_errors(references, hypotheses)
+    words = sum(count for _, count in pairs)
     if not words:
         raise ValueError("references must hold at least one word, got none after normalisation")
-    return edits / words
+    return sum(edits for edits, _ in pairs) / words
 
 
 def word_errors(references: str | Sequence[str], hypotheses: str | Sequence[str]) -> list[tuple[int, int]]:
-    """(edits, words of the reference) of every pair."""
-    return [(edit_distance(r, h), len(r)) for r, h in _pairs(references, hypotheses)]
+    """(edits, words of the reference) of every pair: the fewest insertions, deletions and substitutions of words."""
+    jiwer: Any = optional("jiwer", "speech")
+    found = []
+    for reference, hypothesis in _pairs(references, hypotheses):
+        aligned = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
+        found.append((aligned.substitutions + aligned.deletions + aligned.insertions, len(reference)))
+    return found
 
 
 def _pairs(references: str | Sequence[str], hypotheses: str | Sequence[str]) -> list[tuple[list[str], list[str]]]:

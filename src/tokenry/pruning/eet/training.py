@@ -1,22 +1,27 @@
-"""Joint training of a pruned student and a dense teacher (EET, the DKT and DRG parts)."""
+"""Joint training of a pruned student and a dense teacher (EET, the DKT and DRG parts), on transformers' Trainer.
+
+The released code runs two backward passes and two optimizers of equal settings. The two losses have separate graphs, so one
+optimizer over both models, down the sum of the losses, makes the same updates.
+"""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from tokenry.core.checks import check_choice, check_int, check_range, check_shape
 from tokenry.core.similarity import cosine
+from tokenry.errors import optional
 from tokenry.hosts.vision import describe, image_size_of
 from tokenry.pruning.eet.guidance import hide_regions
 from tokenry.pruning.eet.hashing import check_codes
@@ -28,9 +33,9 @@ class EETTrainingConfig:
     """Settings of :class:`EETTrainer`; the defaults are the released recipe.
 
     Attributes:
-        learning_rate: peak rate of both optimizers.
+        learning_rate: peak rate.
         momentum: of SGD.
-        weight_decay: of both optimizers.
+        weight_decay: of the optimizer.
         optimizer: ``"sgd"`` as in the recipe, or ``"adamw"`` for training from scratch.
         batch_size: images per step.
         epochs: passes over the training set.
@@ -77,56 +82,63 @@ def hash_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     return (1.0 - cosine(student, teacher.detach())).mean()
 
 
-class EETTrainer:
-    """Trains a student and its teacher side by side: two losses, two backward passes, two optimizers.
+def eet_training_arguments(
+    output_dir: str, config: EETTrainingConfig | None = None, *, save: bool = True, **overrides: Any
+) -> TrainingArguments:
+    """Training arguments of the recipe: epochs, batch size, rates and seed of `config`; no clipping; the losses of every step.
+
+    Args:
+        output_dir: where the Trainer writes; ``train(resume_from_checkpoint=True)`` goes on from there.
+        config: settings.
+        save: write a checkpoint after every epoch.
+        overrides: any other argument of ``TrainingArguments``.
+
+    Raises:
+        MissingDependencyError: accelerate is not installed.
+    """
+    optional("accelerate", "training")
+    config = config or EETTrainingConfig()
+    settings: dict[str, Any] = {
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "warmup_steps": config.warmup_steps,
+        "max_grad_norm": 0.0,
+        "seed": config.seed,
+        "save_strategy": "epoch" if save else "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "report_to": [],
+        **overrides,
+    }
+    return TrainingArguments(output_dir=output_dir, **settings)
+
+
+class EETLosses(nn.Module):
+    """Student and teacher with their losses for a batch.
 
     With outputs (y, u) of the student, (y_T, u_T) of the teacher, target codes b, and y~ the student's logits for the image
     whose most important patches (teacher's last block) are hidden::
 
         L_S = class_weight (CE(y, t) + CE(y~, t)) + code_weight MSE(u, b) + transfer_weight mean(1 - cos(u, stopgrad u_T))
         L_T = CE(y_T, t) + MSE(u_T, b)
-
-    Args:
-        student: the model with a pruner (or any :class:`EETHashModel`).
-        teacher: a dense :class:`EETHashModel`, for example ``student.twin()``; None trains the student alone, which needs
-            ``transfer_weight=0`` and ``hidden_patches=0``.
-        codes: target codes [n,bits] of the n training images, from :func:`solve_hash_codes`.
-        config: settings.
-        augment: optional function from a batch of images to a batch of images.
-
-    Raises:
-        ValueError: codes that do not fit, a pruned teacher, or terms that need a teacher without one.
     """
 
-    def __init__(
-        self,
-        student: EETHashModel,
-        teacher: EETHashModel | None,
-        codes: Tensor,
-        config: EETTrainingConfig | None = None,
-        *,
-        augment: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.config = config = EETTrainingConfig() if config is None else config
-        if teacher is None and (config.transfer_weight > 0 or config.hidden_patches > 0):
-            raise ValueError("transfer_weight and hidden_patches must be 0 without a teacher")
-        if teacher is not None and (teacher.pruner is not None or teacher is student):
-            raise ValueError("teacher must be another model than the student, with pruner=None")
-        check_shape("codes", check_codes("codes", codes), "n bits", bits=student.bits)
-        self.student, self.teacher = student, teacher
-        self.augment = augment
-        self.device = next(student.parameters()).device
-        self.codes = codes.float().to(self.device)
-        self.optimizers = [self._optimizer(model) for model in self._models()]
-        self.schedulers: list[LambdaLR] = []
-        self.history: list[dict[str, float]] = []
+    codes: Tensor
 
-    def losses(self, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """Both losses and their terms for one batch; ``student`` and ``teacher`` have separate graphs.
+    def __init__(self, student: EETHashModel, teacher: EETHashModel | None, codes: Tensor, config: EETTrainingConfig) -> None:
+        super().__init__()
+        self.student, self.teacher, self.settings = student, teacher, config
+        self.register_buffer("codes", codes.float().to(next(student.parameters()).device), persistent=False)
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Both losses and their terms; ``student`` and ``teacher`` have separate graphs.
 
         `images` [B,C,H,W], `labels` [B] ints, `index` [B] positions in `codes`.
         """
-        config, codes = self.config, self.codes[index]
+        config, codes = self.settings, self.codes[index]
         terms: dict[str, Tensor] = {}
         importance = teacher_embedding = None
         if self.teacher is not None:
@@ -147,110 +159,118 @@ class EETTrainer:
             total = total + config.transfer_weight * terms["transfer"]
         return {"student": total, **terms}
 
-    def train_step(self, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, float]:
-        """One step of both optimizers on one batch; returns the losses as numbers.
 
-        Raises:
-            FloatingPointError: a loss that is not finite; the weights are left as they were.
-        """
-        for model in self._models():
-            model.train()
-        images, labels, index = (x.to(self.device) for x in (images, labels, index))
-        terms = self.losses(images, labels, index)
-        values = {name: float(term.detach()) for name, term in terms.items()}
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(f"loss {bad[0]} is {values[bad[0]]} at step {len(self.history)}; no weight was changed")
-        for optimizer, name in zip(self.optimizers, ("student", "teacher"), strict=False):
-            optimizer.zero_grad(set_to_none=True)
-            terms[name].backward()
-            optimizer.step()
-        for scheduler in self.schedulers:
-            scheduler.step()
-        self.history.append(values)
-        return values
+class EETTrainer(Trainer):
+    """``transformers.Trainer`` that trains a student and its teacher side by side; see :class:`EETLosses`.
 
-    def fit(
+    Args:
+        student: the model with a pruner (or any :class:`EETHashModel`).
+        teacher: a dense :class:`EETHashModel`, for example ``student.twin()``; None trains the student alone, which needs
+            ``transfer_weight=0`` and ``hidden_patches=0``.
+        codes: target codes [n,bits] of the n training images, from :func:`solve_hash_codes`.
+        config: settings.
+        train_dataset: (image, label) pairs, item i belonging to ``codes[i]``.
+        augment: optional function from a batch of images to a batch of images.
+        args: from :func:`eet_training_arguments`; None = those of `config`, and no checkpoints.
+        options: everything else that ``Trainer`` takes.
+
+    Raises:
+        ValueError: codes or a data set that do not fit, a pruned teacher, or terms that need a teacher without one.
+        FloatingPointError: in ``train()``, a loss that is not finite; the weights are left as they were.
+    """
+
+    def __init__(
         self,
-        dataset: Dataset[Any],
+        student: EETHashModel,
+        teacher: EETHashModel | None,
+        codes: Tensor,
+        config: EETTrainingConfig | None = None,
         *,
-        checkpoint: str | Path | None = None,
-        progress: Callable[[int, int, dict[str, float]], None] | None = None,
-    ) -> list[dict[str, float]]:
-        """Train on `dataset` of (image, label) pairs, item i belonging to ``codes[i]``; returns the losses of every step.
+        train_dataset: Dataset[Any],
+        augment: Callable[[Tensor], Tensor] | None = None,
+        args: TrainingArguments | None = None,
+        **options: Any,
+    ) -> None:
+        self.config = config = EETTrainingConfig() if config is None else config
+        if teacher is None and (config.transfer_weight > 0 or config.hidden_patches > 0):
+            raise ValueError("transfer_weight and hidden_patches must be 0 without a teacher")
+        if teacher is not None and (teacher.pruner is not None or teacher is student):
+            raise ValueError("teacher must be another model than the student, with pruner=None")
+        count = check_shape("codes", check_codes("codes", codes), "n bits", bits=student.bits)["n"]
+        if len(train_dataset) != count:  # type: ignore[arg-type]
+            items = len(train_dataset)  # type: ignore[arg-type]
+            raise ValueError(f"train_dataset must have one item per row of codes ({count}), got {items}")
+        self.augment = augment
+        if args is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="tokenry-eet-")
+            on_cpu = next(student.parameters()).device.type == "cpu"
+            args = eet_training_arguments(self._scratch.name, config, save=False, use_cpu=on_cpu)
+        self._told: dict[str, float] = {}
+        super().__init__(
+            model=EETLosses(student, teacher, codes, config), args=args, train_dataset=_Indexed(train_dataset),
+            data_collator=_collate, **options,
+        )  # fmt: skip
+        self.remove_callback(PrinterCallback)
 
-        With `checkpoint` (a file), the state is saved after every epoch, and a later call with the same file goes on from
-        there; an interruption loses the epoch in progress. ``progress(step, steps, losses)`` is called after every step.
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Losses and terms of every logged step."""
+        return [row for row in self.state.log_history if "student" in row]
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *unused: Any, **options: Any) -> Any:
+        """Sum of the two losses."""
+        images = inputs["images"] if self.augment is None else self.augment(inputs["images"])
+        terms: dict[str, Tensor] = model(images, inputs["labels"], inputs["index"])
+        self._told = {name: float(term.detach()) for name, term in terms.items()}
+        for name, value in self._told.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"loss {name} is {value} at step {self.state.global_step}; no weight was changed")
+        return terms["student"] + terms["teacher"] if "teacher" in terms else terms["student"]
+
+    def log(self, logs: dict[str, float], *rest: Any, **options: Any) -> None:
+        """As in ``Trainer``, with the terms of the step."""
+        super().log({**logs, **self._told} if "loss" in logs else logs, *rest, **options)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches in an order that depends on the seed and the epoch alone."""
+        order = _EpochOrder(len(self.train_dataset), self.args.seed)  # type: ignore[arg-type]
+        loader: Any = DataLoader(
+            self.train_dataset, self.args.train_batch_size, sampler=order, collate_fn=self.data_collator,  # type: ignore
+            num_workers=self.args.dataloader_num_workers,
+        )  # fmt: skip
+        return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """SGD with momentum (or AdamW) over both models."""
+        if self.optimizer is None:
+            trained: Any = self.model if model is None else model
+            parameters = [p for p in trained.parameters() if p.requires_grad]
+            rate, decay = self.args.learning_rate, self.args.weight_decay
+            if self.config.optimizer == "adamw":
+                self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+            else:
+                self.optimizer = torch.optim.SGD(parameters, lr=rate, momentum=self.config.momentum, weight_decay=decay)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Linear warm-up, then cosine to 0 at the last step.
 
         Raises:
-            ValueError: a data set whose length is not that of `codes`, or fewer steps than the warm-up.
+            ValueError: the warm-up is as long as the training.
         """
-        count = len(dataset)  # type: ignore[arg-type]
-        if count != len(self.codes):
-            raise ValueError(f"dataset must have one item per row of codes ({len(self.codes)}), got {count}")
-        per_epoch = math.ceil(count / self.config.batch_size)
-        steps = per_epoch * self.config.epochs
-        self.schedulers = [self._scheduler(optimizer, steps) for optimizer in self.optimizers]
-        start = self._resume(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else 0
-        for epoch in range(start, self.config.epochs):
-            # The order of an epoch depends on its number alone, so a resumed run sees the same batches.
-            order = torch.Generator().manual_seed(self.config.seed + epoch)
-            for images, labels, index in DataLoader(_Indexed(dataset), self.config.batch_size, shuffle=True, generator=order):
-                values = self.train_step(images if self.augment is None else self.augment(images), labels, index)
-                if progress is not None:
-                    progress(len(self.history), steps, values)
-            if checkpoint is not None:
-                self._save(checkpoint, epoch + 1)
-        return self.history
+        if self.lr_scheduler is None:
+            steps, warmup = num_training_steps, int(self.args.get_warmup_steps(num_training_steps))
+            if warmup >= steps:
+                raise ValueError(f"warmup_steps must be below the {steps} steps of the whole training, got {warmup}")
 
-    def _models(self) -> list[EETHashModel]:
-        return [self.student] if self.teacher is None else [self.student, self.teacher]
+            def factor(step: int) -> float:
+                if step < warmup:
+                    return (step + 1) / warmup
+                return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        config = self.config
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if config.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
-
-    def _scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-        warmup = self.config.warmup_steps
-        if warmup >= steps:
-            raise ValueError(f"warmup_steps must be below the {steps} steps of the whole training, got {warmup}")
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-        return LambdaLR(optimizer, factor)
-
-    def _save(self, path: str | Path, epoch: int) -> None:
-        state = {
-            "config": asdict(self.config),
-            "epoch": epoch,
-            "models": [model.state_dict() for model in self._models()],
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "history": self.history,
-        }
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, f"{path}.tmp")
-        os.replace(f"{path}.tmp", path)
-
-    def _resume(self, path: str | Path) -> int:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["config"] != asdict(self.config) or len(state["models"]) != len(self._models()):
-            raise ValueError(f"{path} belongs to a training with other settings; use another file or the same settings")
-        for parts, saved in (
-            (self._models(), state["models"]),
-            (self.optimizers, state["optimizers"]),
-            (self.schedulers, state["schedulers"]),
-        ):
-            for part, values in zip(parts, saved, strict=True):
-                part.load_state_dict(values)
-        self.history = state["history"]
-        return state["epoch"]
+            chosen: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = LambdaLR(chosen, factor)
+        return self.lr_scheduler  # type: ignore[return-value]
 
 
 class _Indexed(Dataset[Any]):
@@ -265,3 +285,28 @@ class _Indexed(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Any, Any, int]:
         image, label = self.dataset[index]
         return image, label, index
+
+
+def _collate(items: Sequence[tuple[Any, Any, int]]) -> dict[str, Tensor]:
+    images, labels, index = torch.utils.data.default_collate(list(items))
+    return {"images": images, "labels": labels, "index": index}
+
+
+class _EpochOrder(Sampler[int]):
+    """All positions in an order of the epoch's own, so that a resumed run sees the same batches."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        # The order of ``DataLoader(shuffle=True, generator=...)``, which draws its workers' seed first.
+        torch.empty((), dtype=torch.int64).random_(generator=generator)
+        yield from torch.randperm(self.count, generator=generator).tolist()

@@ -7,7 +7,7 @@ becomes nearly binary. The end points of that weight and the learning rate are o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_int, check_range
+from tokenry.core.descent import Plan, descend
+from tokenry.core.progress import Progress
 from tokenry.hosts.vlm import weigh_visual_tokens
 from tokenry.pruning.idpruner.scorer import ImportanceScorer, soft_top_k
 
@@ -49,7 +51,7 @@ def train_scorer(
     batches: Iterable[Mapping[str, Tensor]],
     settings: ScorerTraining | None = None,
     *,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, float]]:
     """Train `scorer` in place on `batches` of model inputs with ``labels``; returns the losses per step.
 
@@ -61,50 +63,42 @@ def train_scorer(
     settings = settings or ScorerTraining()
     frozen = [p for p in model.parameters() if p.requires_grad]
     mode = model.training
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=settings.learning_rate)
-    run = _SoftMask(scorer, settings.budget)
-    history: list[dict[str, float]] = []
+    run, drawn = _SoftMask(scorer, settings.budget), iter(batches)
+
+    def loss_of(step: int) -> dict[str, Any]:
+        batch = next(drawn, None)
+        if batch is None:
+            raise ValueError(f"batches must yield at least steps = {settings.steps} batches, got {step}")
+        return _terms(model, run, batch, settings, step)
+
+    def tell(row: dict[str, Any]) -> None:
+        if progress is not None:
+            progress(f"loss {row['language']:.3f}", row["step"] / settings.steps)
+
+    plan = Plan(steps=settings.steps, learning_rate=settings.learning_rate, clip=None, warmup=0.0, decay="none")
     for parameter in frozen:
         parameter.requires_grad_(False)
     model.eval()
-    scorer.train()
     try:
         with weigh_visual_tokens(model, "train_scorer", run):
-            for step, batch in zip(range(settings.steps), batches, strict=False):
-                history.append(_step(model, run, batch, optimizer, settings, step))
-                if progress is not None:
-                    progress(f"loss {history[-1]['language']:.3f}", (step + 1) / settings.steps)
+            return descend(scorer, loss_of, plan, log_every=1, watch=tell)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
         model.train(mode)
         scorer.eval()
-    if len(history) < settings.steps:
-        raise ValueError(f"batches must yield at least steps = {settings.steps} batches, got {len(history)}")
-    return history
 
 
-def _step(
-    model: nn.Module,
-    run: _SoftMask,
-    batch: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    settings: ScorerTraining,
-    step: int,
-) -> dict[str, float]:
+def _terms(
+    model: nn.Module, run: _SoftMask, batch: Mapping[str, Tensor], settings: ScorerTraining, step: int
+) -> dict[str, Any]:
     if "labels" not in batch:
         raise ValueError(f"batches must hold labels, got {sorted(batch)}")
     language: Any = model(**batch).loss
     start, end = settings.binary_weight
     weight = start + (end - start) * step / max(settings.steps - 1, 1)
     binary = run.binary_loss()
-    loss = language + weight * binary
-    if not bool(torch.isfinite(loss)):
-        raise ValueError(f"the loss of step {step} is {loss.item()}; the scorer was not updated by it")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return {"language": language.item(), "binary": binary.item(), "weight": weight}
+    return {"loss": language + weight * binary, "language": language, "binary": binary, "weight": weight}
 
 
 class _SoftMask:

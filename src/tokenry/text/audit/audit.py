@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from tokenry.core.checks import check_choice, check_int, check_range
+from tokenry.core.progress import Progress
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.text import ByteVocabulary
 from tokenry.lazy import suggest
 from tokenry.text.audit.encoder import AuditEncoder
-from tokenry.text.audit.engine import Progress, Unit, count_by_ray, count_locally
+from tokenry.text.audit.engine import Unit, count_by_ray, count_locally
 from tokenry.text.audit.lines import LineFile
 from tokenry.text.audit.results import AuditReport, AuditRow, Failure, SampleLine, Spread
 from tokenry.text.audit.tally import BLOCKS

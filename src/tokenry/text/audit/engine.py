@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from tokenry.core.progress import Progress
 from tokenry.errors import optional
 from tokenry.text.audit.encoder import AuditEncoder, ChunkCount
 from tokenry.text.audit.lines import Chunk, FileChunk, LineFile, byte_sizes, chunks_of
 from tokenry.text.audit.tally import TextTally, TokenTally
 
 HEAD = 1 << 18  # characters of the start of a unit that are kept for words and samples
-Progress = Callable[[str, float], None]
 
 
 @dataclass

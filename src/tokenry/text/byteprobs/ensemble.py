@@ -125,7 +125,7 @@ class EnsembleState:
         """
         weights = self.ensemble.weights
         used = [i for i in range(len(self.states)) if weights[i] > 0]
-        rows = torch.stack([_shared_symbols(self.states[i]) for i in used])
+        rows = torch.stack([_shared_symbols(self.ensemble.members[i], self.states[i]) for i in used])
         if self.ensemble.mode == "arithmetic":
             return (weights[used, None] * rows).sum(0)
         logs = torch.where(rows > 0, rows, 1.0).log().masked_fill(rows <= 0, -torch.inf)
@@ -146,12 +146,12 @@ class EnsembleState:
         return self
 
 
-def _shared_symbols(state: Any) -> Tensor:
+def _shared_symbols(lm: Any, state: Any) -> Tensor:
     """A member's distribution over 256 bytes, unknown, beginning and end, renormalised.
 
     An id with several roles counts once: as the end if it is one, then as the beginning.
     """
-    probs, lm = state.next_probs(), state.lm
+    probs = state.next_probs()
     shared = torch.zeros(_SYMBOLS, dtype=torch.float64)
     shared[:256] = probs[:256]
     for place, token in enumerate(lm.specials):

@@ -13,8 +13,9 @@ from tokenry.core.checks import check_int
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.paths import PathScorer
 from tokenry.hosts.text import ByteVocabulary, as_bytes, split_partial
+from tokenry.text.byteprobs.covers import Covers
 from tokenry.text.byteprobs.sampling import byte_stream, check_sampling, sample_symbol
-from tokenry.text.byteprobs.state import ByteState, Group, Tip
+from tokenry.text.byteprobs.state import ByteState, evaluate
 
 
 class ByteLM:
@@ -52,12 +53,12 @@ class ByteLM:
         if outputs < self.vocabulary.size:
             raise ValueError(f"model must have a logit for each of the tokenizer's {self.vocabulary.size} ids, got {outputs}")
         self.valid_only = bool(valid_only)
-        self._canonical = self.vocabulary.canonical
         self.specials, self.ends, self.begin_id = _special_ids(model, tokenizer, self.vocabulary, bos_token_id)
         self.begin = getattr(tokenizer, "bos_token_id", None)
         self.unknown = getattr(tokenizer, "unk_token_id", None)
         self.special_array = np.array(self.specials, dtype=np.int64)
         self.scorer = PathScorer(model, self.vocabulary.size)
+        self._covers = Covers(self.vocabulary, self.scorer, valid_only=self.valid_only)
 
     def start(self, prompt: bytes | str = b"", *, context: Sequence[int] | None = None) -> ByteState:
         """State after `prompt`, which may end anywhere, also inside a character.
@@ -84,87 +85,14 @@ class ByteLM:
         return tuple(context)
 
     def _start(self, prompt: bytes, context: tuple[int, ...]) -> ByteState:
-        """Covers of a prompt from scratch: every valid beginning plus a token that reaches over the end (section 3)."""
         data = self.vocabulary.prefix + prompt
-        split_partial(data)
-        if not data:
-            return ByteState(self, data, context, [], [Tip((), 0.0)])
         if not split_partial(data)[1]:
             self.vocabulary.encode(prompt)  # raises where the tokenizer cannot spell the prompt
-        found = []
-        for place in range(max(0, len(data) - self.vocabulary.trie.longest), len(data)):
-            low, high = self.vocabulary.trie.span(data[place:])
-            if low < high:
-                found += [(tuple(ids), place, low, high) for ids in self._tips(data[:place])]
-        groups, tips = self._groups(found, data, context)
-        return ByteState(self, data, context, groups, self.choose_tips(tips, data))
-
-    def _tips(self, data: bytes) -> list[list[int]]:
-        ways = self._canonical.tips(data)
-        return ways if self.valid_only else ways[:1]
-
-    def _groups(
-        self, found: list[tuple[tuple[int, ...], int, int, int]], data: bytes, context: tuple[int, ...]
-    ) -> tuple[list[Group], list[Tip]]:
-        """Score the beginnings `found` (ids, split, range of last tokens) and keep the last tokens that can follow."""
-        trie = self.vocabulary.trie
-        masks = [self.followers(ids, data[:place])[trie.ids[low:high]] for ids, place, low, high in found]
-        found = [entry for entry, mask in zip(found, masks, strict=True) if mask.any()]
-        masks = [mask for mask in masks if mask.any()]
-        paths = [context + ids for ids, *_ in found]
-        groups: list[Group] = []
-        tips: list[Tip] = []
-        for (ids, place, low, high), mask, (score, row) in zip(found, masks, self.score(paths, len(context)), strict=True):
-            depth = len(data) - place
-            weight = np.where(mask, np.exp(row[trie.ids[low:high]].astype(np.float64)), 0.0)
-            exact = int((trie.lengths[low:high] == depth).sum())
-            tips += [
-                Tip((*ids, int(trie.ids[low + i])), score + float(np.log(weight[i]))) for i in np.flatnonzero(weight[:exact])
-            ]
-            if weight[exact:].any():
-                groups.append(Group(ids, score, weight[exact:], low + exact, high, depth))
-        return groups, tips
+        return ByteState(self._covers, self.special_array, data, context, *self._covers.of(data, context))
 
     def score(self, paths: list[tuple[int, ...]], given: int) -> list[tuple[float, np.ndarray]]:
         """Log P(path[given:] | path[:given]) and the log-probabilities [V] of the token after it, for every path."""
-        if not paths:
-            return []
-        shared = max(given, min(map(len, paths)))
-        while any(path[:shared] != paths[0][:shared] for path in paths):
-            shared -= 1
-        before = float(self.scorer.token_log_probs(paths[0][:shared])[given - 1 :].sum()) if shared > given else 0.0
-        wanted = [len(path) - shared + 1 for path in paths]
-        scored = []
-        for path, rows in zip(paths, self.scorer.run(paths, wanted), strict=True):
-            tokens = torch.tensor(path[shared:], dtype=torch.long)
-            inner = float(rows[:-1].double().gather(1, tokens[:, None]).sum()) if len(tokens) else 0.0
-            scored.append((before + inner, rows[-1].numpy()))
-        return scored
-
-    def followers(self, ids: Sequence[int], data: bytes) -> np.ndarray:
-        """Bool [V]: tokens that may follow `ids`, which spells `data`."""
-        if self.valid_only:
-            return self._canonical.followers(ids, data)
-        allowed = np.zeros(self.vocabulary.size, dtype=bool)
-        allowed[self.vocabulary.trie.ids] = True
-        return allowed
-
-    def choose_tips(self, tips: list[Tip], data: bytes) -> list[Tip]:
-        """The encodings of `data` that are followed: all valid ones, in fast mode only the tokenizer's own."""
-        if self.valid_only or len(tips) < 2:
-            return tips
-        own = [tuple(ids) for ids in self._canonical.tips(data)]
-        return [tip for tip in tips if tip.ids in own][:1] or [max(tips, key=lambda tip: tip.log_prob)]
-
-    def evaluate(self, states: Sequence[ByteState]) -> None:
-        """Run the model once for everything that `states` wait for."""
-        waiting = [state for state in states if state._fresh is None]
-        paths = [path for state in waiting for path in state.pending()]
-        rows = [rows[-1].numpy() for rows in self.scorer.run(paths, [1] * len(paths))] if paths else []
-        for state in waiting:
-            count = len(state.pending())
-            state.receive(rows[:count])
-            rows = rows[count:]
+        return self._covers.score(paths, given)
 
     def next_byte(self, prompt: bytes | str, *, context: Sequence[int] | None = None) -> Tensor:
         """Distribution of the symbol after `prompt`, float64 [256 + specials]."""
@@ -213,7 +141,7 @@ class ByteLM:
         made = [bytearray() for _ in states]
         alive = list(range(len(states)))
         for _ in range(max_bytes):
-            self.evaluate([states[i] for i in alive])
+            evaluate([states[i] for i in alive])
             symbols = {i: sample_symbol(states[i].next_probs(), **options) for i in alive}
             alive = [i for i in alive if symbols[i] < 256]
             for i in alive:

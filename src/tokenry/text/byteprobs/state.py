@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_int
-
-if TYPE_CHECKING:
-    from tokenry.text.byteprobs.model import ByteLM
-
-Cover = tuple[list[int], bytes, float]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Covers that share all tokens but the last: the tokens of the range [low, high) of the trie behind `ids`.
-
-    `depth` bytes of the last token lie inside the text. `weight` [high - low] is P(token | ids), 0 for tokens that cannot
-    follow; `log_prob` is log P(ids).
-    """
-
-    ids: tuple[int, ...]
-    log_prob: float
-    weight: np.ndarray
-    low: int
-    high: int
-    depth: int
-
-
-@dataclass(frozen=True)
-class Tip:
-    """An encoding of exactly the text so far and its log-probability."""
-
-    ids: tuple[int, ...]
-    log_prob: float
+from tokenry.text.byteprobs.covers import Cover, Covers, Group, Tip
 
 
 class ByteState:
@@ -46,11 +17,22 @@ class ByteState:
 
     Attributes:
         data: the bytes so far, as the tokens spell them (a prefix space of the tokenizer included).
+        rules: the covers' rules and scores.
+        specials: ids of the outcomes behind the 256 bytes.
         context: ids before the text (the beginning-of-sequence token, or what the caller fixed).
     """
 
-    def __init__(self, lm: ByteLM, data: bytes, context: tuple[int, ...], groups: list[Group], tips: list[Tip]) -> None:
-        self.lm = lm
+    def __init__(
+        self,
+        rules: Covers,
+        specials: np.ndarray,
+        data: bytes,
+        context: tuple[int, ...],
+        groups: list[Group],
+        tips: list[Tip],
+    ) -> None:
+        self.rules = rules
+        self.specials = specials
         self.data = data
         self.context = context
         self._open = groups
@@ -59,14 +41,14 @@ class ByteState:
 
     def copy(self) -> ByteState:
         """An independent state at the same place."""
-        twin = ByteState(self.lm, self.data, self.context, list(self._open), list(self._tips))
+        twin = ByteState(self.rules, self.specials, self.data, self.context, list(self._open), list(self._tips))
         twin._fresh = self._fresh
         return twin
 
     @property
     def text(self) -> bytes:
         """The bytes so far, without the tokenizer's prefix space."""
-        return self.data.removeprefix(self.lm.vocabulary.prefix)
+        return self.data.removeprefix(self.rules.vocabulary.prefix)
 
     @property
     def tips(self) -> list[Tip]:
@@ -79,7 +61,7 @@ class ByteState:
         Ids are counted from the first token of the text; log-probabilities are natural and given the context. Covers of
         probability zero are left out.
         """
-        pieces, ids = self.lm.vocabulary.pieces, self.lm.vocabulary.trie.ids
+        pieces, ids = self.rules.vocabulary.pieces, self.rules.vocabulary.trie.ids
         found: list[Cover] = [(list(tip.ids), b"", tip.log_prob) for tip in self._tips]
         for group in self._open:
             for place in np.flatnonzero(group.weight):
@@ -103,29 +85,29 @@ class ByteState:
 
     def receive(self, rows: list[np.ndarray]) -> None:
         """Take log-probabilities [V] of the next token after every pending path."""
-        lm, trie = self.lm, self.lm.vocabulary.trie
+        rules, trie = self.rules, self.rules.vocabulary.trie
         self._fresh = []
         for tip, row in zip(self._tips, rows, strict=True):
             weight = np.exp(row.astype(np.float64))
-            kept = np.where(lm.followers(tip.ids, self.data), weight, 0.0)[trie.ids]
-            self._fresh.append((Group(tip.ids, tip.log_prob, kept, 0, len(trie), 0), weight[lm.special_array]))
+            kept = np.where(rules.followers(tip.ids, self.data), weight, 0.0)[trie.ids]
+            self._fresh.append((Group(tip.ids, tip.log_prob, kept, 0, len(trie), 0), weight[self.specials]))
 
     def scores(self) -> Tensor:
         """Unnormalised next-symbol scores S [256 + specials], float64, scaled so that the largest term is 1."""
         if self._fresh is None:
-            self.lm.evaluate([self])
+            evaluate([self])
         groups = self._open + [group for group, _ in self._fresh or ()]
         shift = max((group.log_prob for group in groups), default=-np.inf)
-        total = np.zeros(256 + len(self.lm.specials))
+        total = np.zeros(256 + len(self.specials))
         for group in groups:
-            byte = self.lm.vocabulary.trie.next_bytes(group.low, group.high, group.depth)
+            byte = self.rules.vocabulary.trie.next_bytes(group.low, group.high, group.depth)
             total[:256] += np.exp(group.log_prob - shift) * np.bincount(byte, group.weight, minlength=256)
         for group, special in self._fresh or ():
             total[256:] += np.exp(group.log_prob - shift) * special
         return torch.from_numpy(total)
 
     def next_probs(self) -> Tensor:
-        """Distribution of the next symbol, float64 [256 + specials], bytes first, then `lm.specials` in their order.
+        """Distribution of the next symbol, float64 [256 + specials], bytes first, then `specials` in their order.
 
         Raises:
             ValueError: the bytes so far have probability zero under the model.
@@ -144,8 +126,8 @@ class ByteState:
         """
         check_int("byte", byte, minimum=0, maximum=255)
         if self._fresh is None:
-            self.lm.evaluate([self])
-        trie, data = self.lm.vocabulary.trie, self.data + bytes([byte])
+            evaluate([self])
+        trie, data = self.rules.vocabulary.trie, self.data + bytes([byte])
         groups, tips = [], []
         for group in self._open + [group for group, _ in self._fresh or ()]:
             following = trie.next_bytes(group.low, group.high, group.depth)
@@ -158,10 +140,21 @@ class ByteState:
                 tips.append(Tip((*group.ids, token), group.log_prob + float(np.log(weight[place]))))
             if weight[exact:].any():
                 groups.append(Group(group.ids, group.log_prob, weight[exact:].copy(), low + exact, low + len(weight), depth))
-        tips = self.lm.choose_tips(tips, data)
+        tips = self.rules.choose_tips(tips, data)
         if not groups and not tips:
             raise ValueError(
                 f"byte must have a probability above zero here, got {byte} ({bytes([byte])!r}) after {self.text[-20:]!r}"
             )
         self.data, self._open, self._tips, self._fresh = data, groups, tips, None
         return self
+
+
+def evaluate(states: Sequence[ByteState]) -> None:
+    """Run the model once for everything that `states`, all of one byte model, wait for."""
+    waiting = [state for state in states if state._fresh is None]
+    pending = [state.pending() for state in waiting]
+    paths = [path for own in pending for path in own]
+    rows = [rows[-1].numpy() for rows in waiting[0].rules.scorer.run(paths, [1] * len(paths))] if paths else []
+    for state, own in zip(waiting, pending, strict=True):
+        state.receive(rows[: len(own)])
+        rows = rows[len(own) :]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from tokenry.core.checks import check_choice, check_int, check_range
+from tokenry.core.seeding import seeded
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.text import ByteVocabulary
 from tokenry.text.consistency.align import align_targets
@@ -155,9 +156,7 @@ class ConsistencyProbe:
             options = {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         stopping = [_StopText(how.stop.encode(), width, vocabulary)] if how.stop else []
         processors = self._constraint(passages, width, vocabulary)
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.inference_mode():
-            torch.manual_seed(self.seed * 1_000_003 + number)
+        with seeded(self.seed * 1_000_003 + number, model.device), torch.inference_mode():
             made: Any = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, normalizers, processors, trainers
 
 from tokenry.core.checks import check_choice, check_int
-from tokenry.text.kl3m.custom import custom_tokens
 from tokenry.text.bpe import (
     ALPHABET,
     Texts,
@@ -20,6 +19,7 @@ from tokenry.text.bpe import (
     text_source,
     to_transformers,
 )
+from tokenry.text.kl3m.custom import custom_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

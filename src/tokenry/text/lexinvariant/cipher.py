@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenry.core.checks import check_choice, check_finite, check_int, check_range, check_shape
+from tokenry.core.descent import Plan, descend
+from tokenry.core.seeding import seeded
 from tokenry.errors import optional
 from tokenry.text.lexinvariant.model import LexinvariantForCausalLM
 
@@ -75,20 +77,18 @@ def train_cipher_probe(
     device = model.device
     windows = torch.Generator().manual_seed(seed)
     draws = torch.Generator(device).manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         probe = CipherProbe(model.config.hidden_size, model.config.vocab_size, hidden).to(device)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=learning_rate)
-    training = model.training
-    model.eval()
-    for _ in range(steps):
+
+    def loss_of(step: int) -> Tensor:
         start = torch.randint(len(text) - length + 1, (batch,), generator=windows)
         tokens = text[start[:, None] + torch.arange(length)].to(device)
         states = final_states(model, tokens, generator=draws)[:, skip:]
-        loss = F.cross_entropy(probe(states.float()).flatten(0, 1), tokens[:, skip:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return F.cross_entropy(probe(states.float()).flatten(0, 1), tokens[:, skip:].flatten())
+
+    training = model.training
+    model.eval()
+    descend(probe, loss_of, Plan(steps=steps, learning_rate=learning_rate, clip=None, warmup=0.0, decay="none"))
     model.train(training)
     return probe.eval()
 

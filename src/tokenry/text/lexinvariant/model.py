@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tokenry.core.checks import check_int, check_range, check_shape
+from tokenry.core.seeding import seeded
 from tokenry.hosts.release import CACHE, as_argument, cache_in, cache_of, takes_cache
 from tokenry.text.lexinvariant.config import LexinvariantConfig
 from tokenry.text.lexinvariant.lexicon import Lexicon, draw_lexicon, lexicon_of
@@ -318,8 +319,6 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
             lexicon = self.draw(rows, seed=seed, generator=generator)
         if seed is None and generator is not None:
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            # transformers samples from the global state: it is set for this call and put back
-            torch.manual_seed(self._next_seed() if seed is None else seed)
+        # transformers samples from the global state
+        with seeded(self._next_seed() if seed is None else seed, self.device):
             return super().generate(inputs, lexicon=lexicon, **kwargs)  # pyright: ignore

@@ -47,9 +47,9 @@ def regress(y: ArrayLike, predictors: Mapping[str, Sequence[Any]]) -> Regression
     Raises:
         ValueError: no predictor, different lengths, values that are not finite, predictors that depend on each other or do not
             vary, a constant y, or too few observations.
-        MissingDependencyError: scipy is not installed.
+        MissingDependencyError: statsmodels is not installed.
     """
-    stats = optional("scipy.stats", "lab")
+    models: Any = optional("statsmodels.regression.linear_model", "lab")
     target = np.asarray(y, np.float64).ravel()
     names, design = _design(target, predictors)
     n, columns = design.shape
@@ -57,29 +57,22 @@ def regress(y: ArrayLike, predictors: Mapping[str, Sequence[Any]]) -> Regression
         raise ValueError(f"predictors must vary and not depend on each other, got {', '.join(names[1:])}")
     if n <= columns:
         raise ValueError(f"y must hold more than {columns} observations for {columns} coefficients, got {n}")
-    coefficients, *_ = np.linalg.lstsq(design, target, rcond=None)
-    residual = float(np.square(target - design @ coefficients).sum())
-    total = float(np.square(target - target.mean()).sum())
-    if total == 0:
+    if np.ptp(target) == 0:
         raise ValueError("y must vary, got equal values")
-    df = (columns - 1, n - columns)
-    r_squared = 1.0 - residual / total
-    errors = np.sqrt(np.diag(np.linalg.inv(design.T @ design)) * residual / df[1])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(errors > 0, coefficients / errors, np.inf)
-        statistic = float(np.divide((total - residual) / df[0], residual / df[1]))
-    return Regression(
-        names,
-        tuple(coefficients.tolist()),
-        tuple(errors.tolist()),
-        tuple((2.0 * stats.t.sf(np.abs(t), df[1])).tolist()),
-        r_squared,
-        1.0 - (1.0 - r_squared) * (n - 1) / df[1],
-        statistic,
-        df,
-        float(stats.f.sf(statistic, *df)),
-        n,
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a perfect fit
+        fit = models.OLS(target, design).fit()
+        return Regression(
+            names=names,
+            coefficients=tuple(fit.params.tolist()),
+            standard_errors=tuple(fit.bse.tolist()),
+            p_values=tuple(fit.pvalues.tolist()),
+            r_squared=float(fit.rsquared),
+            adjusted_r_squared=float(fit.rsquared_adj),
+            statistic=float(fit.fvalue),
+            df=(columns - 1, n - columns),
+            p_value=float(fit.f_pvalue),
+            n=n,
+        )
 
 
 def regress_each(y: ArrayLike, predictors: Mapping[str, Sequence[Any]]) -> dict[str, Regression]:

@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tokenry.core.checks import check_int
+from tokenry.text.bpe import train_bpe, truncate
 from tokenry.text.premium.counting import check_parallel, line_counts
 from tokenry.text.premium.power_law import PowerLaw, TargetChoice, choose_target, fit_power_law
-from tokenry.text.bpe import train_bpe, truncate
 
 Trainer = Callable[[Sequence[str], int], Tokenizer]
 

@@ -20,13 +20,14 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.graph_anchors import GraphAnchorTokenizer
 from tokenry.codecs.vq.graph_embedding import NodeHashEmbedding
 from tokenry.core.checks import check_int, check_range
+from tokenry.core.descent import Plan, descend
+from tokenry.core.progress import Progress
+from tokenry.core.seeding import seeded
 
 COMMUNITY = 15  # nodes of a community, on average
 _PARTNERS = 3  # communities that one picks as related, besides itself
 _NEAR, _FAR = 1.0, 0.003
 _CLOSING = 0.3
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -186,24 +187,19 @@ def train_distmult(
 ) -> DistMult:
     """Train on the soft-max over all tails, in both directions: AdamW, one cycle; in evaluation mode afterwards."""
     questions = _questions(graph.train, graph.num_relations)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    plan = Plan(
+        steps=epochs * -(-len(questions) // batch), learning_rate=learning_rate, weight_decay=weight_decay, clip=None,
+        warmup=0.3, decay="one_cycle",
+    )  # fmt: skip
+    rows = (part for _ in range(epochs) for part in torch.randperm(len(questions)).split(batch))
+    with seeded(seed):  # order and drop-out draw from the global generator
         model = DistMult(nodes, graph.num_relations, dim, dropout)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-        steps = epochs * -(-len(questions) // batch)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps)
-        done = 0
-        for _ in range(epochs):
-            for rows in torch.randperm(len(questions)).split(batch):
-                heads, kinds, tails = questions[rows].unbind(1)
-                loss = F.cross_entropy(model(heads, kinds), tails)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                done += 1
-                if progress is not None:
-                    progress(done, steps)
+
+        def loss_of(step: int) -> Tensor:
+            heads, kinds, tails = questions[next(rows)].unbind(1)
+            return F.cross_entropy(model(heads, kinds), tails)
+
+        descend(model, loss_of, plan, progress=progress)
     return model.eval()
 
 

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_choice, check_int
+from tokenry.core.descent import Plan, descend
+from tokenry.core.seeding import seeded
 from tokenry.text.wordpool import ByteUnits, CharUnits, FlatLM, FlatLMConfig, WordPoolConfig, WordPoolForCausalLM, WordSplitter
 from tokenry.text.wordpool.data import contiguous_split
 
 KINDS = ("char", "byte", "subword", "word", "pooled")
 _HEADS = 4
+_END = "\u2581"
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,16 @@ def unit_coder(kind: str, corpus: WordCorpus, vocabulary: int) -> UnitCoder:
         return UnitCoder(kind, lambda word: [index.get(word, 0)], vocabulary)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    bpe: Any = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    # The end of a word is a character of its own: with `end_of_word_suffix` the trainer numbers pieces in any order.
+    bpe: Any = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
-    )
-    bpe.train_from_iterator([" ".join(corpus.train)], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<unk>"], show_progress=False)
+    bpe.train_from_iterator([" ".join(word + _END for word in corpus.train)], trainer)
     known: dict[str, list[int]] = {}
 
     def encode(word: str) -> list[int]:
         if word not in known:
-            known[word] = bpe.encode(word).ids
+            known[word] = bpe.encode(word + _END).ids
         return known[word]
 
     return UnitCoder(kind, encode, bpe.get_vocab_size())
@@ -109,8 +111,7 @@ class Sizes:
 
 def build(coder: UnitCoder, sizes: Sizes, canvas: int, seed: int) -> nn.Module:
     """An untrained arm."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if coder.kind == "pooled":
             return WordPoolForCausalLM(
                 WordPoolConfig(
@@ -144,22 +145,14 @@ def matched_width(coder: UnitCoder, layers: int, window: int, target: int) -> in
 def train(model: nn.Module, coder: UnitCoder, words: Sequence[str], sizes: Sizes, seed: int, device: str = "cpu") -> None:
     """AdamW (betas 0.9 and 0.95, weight decay 0.1, clip 1.0), warm-up and linear decay; random windows of training words."""
     check_int("steps", sizes.steps, 0)
-    model.to(device).train()
+    model.to(device)
     batches = _pooled_batches if coder.kind == "pooled" else _flat_batches
-    options: dict[str, Any] = {"lr": sizes.learning_rate, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    optimizer = torch.optim.AdamW(model.parameters(), **options)
-    warmup = max(1, sizes.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / warmup, (sizes.steps - i) / max(1, sizes.steps - warmup))
-    )
     draw = batches(coder, words, sizes, torch.Generator().manual_seed(seed))
-    for _ in range(sizes.steps):
-        loss = model(**{name: x.to(device) for name, x in draw().items()}).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    plan = Plan(
+        steps=sizes.steps, learning_rate=sizes.learning_rate, betas=(0.9, 0.95), weight_decay=0.1,
+        warmup=max(1, sizes.steps // 20), decay="linear",
+    )  # fmt: skip
+    descend(model, lambda step: model(**{name: x.to(device) for name, x in draw().items()}).loss, plan)
     model.eval()
 
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenry.core.checks import check_int
+from tokenry.core.descent import Plan, descend
+from tokenry.core.seeding import seeded
 from tokenry.hosts.cache import Observe, compress_cache, fork_cache
 from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning.kv_method import CacheMethod
@@ -80,19 +82,17 @@ def byte_host(text: str, *, seed: int = 0, steps: int = 60, width: int = 64, lay
         vocab_size=256, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = LlamaForCausalLM(config)
     model.to(device)  # pyright: ignore[reportArgumentType]
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(steps):
+
+    def loss_of(step: int) -> torch.Tensor:
         starts = torch.randint(len(data) - 129, (16,), generator=generator)
         batch = torch.stack([data[s : s + 129] for s in starts.tolist()])
-        loss = F.cross_entropy(model(batch[:, :-1]).logits.flatten(0, 1), batch[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return F.cross_entropy(model(batch[:, :-1]).logits.flatten(0, 1), batch[:, 1:].flatten())
+
+    descend(model, loss_of, Plan(steps=steps, learning_rate=3e-3, clip=None, warmup=0.0, decay="none"))
     return Host(model.eval(), lambda text: list(text.encode("utf-8")))
 
 

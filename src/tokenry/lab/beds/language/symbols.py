@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenry.core.checks import check_int
+from tokenry.core.descent import Plan, descend
+from tokenry.core.progress import Progress
+from tokenry.core.seeding import seeded
 from tokenry.text.lexinvariant import LexinvariantConfig, LexinvariantForCausalLM
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
@@ -18,8 +21,7 @@ LETTERS = " abcdefghijklmnopqrstuvwxyz"
 
 def build_model(seed: int, **options: Any) -> LexinvariantForCausalLM:
     """A model with weights from `seed`, the global random state untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return LexinvariantForCausalLM(LexinvariantConfig(seed=seed, **options))
 
 
@@ -40,23 +42,18 @@ def train_on(
     steps: int,
     learning_rate: float,
     device: str = "cpu",
-    progress: Callable[[float], None] = lambda fraction: None,
+    progress: Progress | None = None,
 ) -> None:
     """AdamW with clip 1.0, a warm-up of 100 steps and linear decay; `draw` gives tokens and labels [B,T]."""
     check_int("steps", steps, 1)
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, 1.0) * (1 - i / steps))
-    for step in range(steps):
+    model.to(device)
+
+    def loss_of(step: int) -> Tensor:
         tokens, labels = draw()
-        loss = model(tokens.to(device), labels=labels.to(device)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            progress(step / steps)
+        return model(tokens.to(device), labels=labels.to(device)).loss
+
+    plan = Plan(steps=steps, learning_rate=learning_rate, decay=lambda i: min((i + 1) / 100, 1.0) * (1 - i / steps), fused=True)
+    descend(model, loss_of, plan, log_every=50, progress=progress)
     model.eval()
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tokenry.core.descent import Plan, descend
+from tokenry.core.progress import Progress
+from tokenry.core.seeding import seeded
 
 _SPECIAL = ("<unk>", "<s>", "</s>")
 
@@ -45,7 +49,7 @@ def train_lm(
     length: int = 64,
     batch: int = 16,
     device: str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LlamaForCausalLM:
     """A Llama trained on windows of `length` tokens of `texts`, each behind the beginning token; AdamW, cosine to zero."""
     ids = torch.cat([torch.tensor(tokenizer(text, add_special_tokens=False).input_ids) for text in texts])
@@ -63,24 +67,18 @@ def train_lm(
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = LlamaForCausalLM(config)
     cast(torch.nn.Module, model).to(device)
     draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
+
+    def loss_of(step: int) -> torch.Tensor:
         start = torch.randint(len(ids) - length, (batch, 1), generator=draw)
         window = ids[start + torch.arange(length)]
         window = torch.cat([torch.full((batch, 1), tokenizer.bos_token_id), window], dim=1).to(device)
         logits = model(window[:, :-1]).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if progress and step % 20 == 0:
-            progress(step, steps)
+        return F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
+
+    plan = Plan(steps=steps, learning_rate=4e-3, betas=(0.9, 0.95), warmup=0.0)
+    descend(model, loss_of, plan, log_every=20, progress=progress)
     return model.eval()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -19,6 +19,9 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenry.core.descent import Plan, descend
+from tokenry.core.progress import Progress
+from tokenry.core.seeding import seeded
 from tokenry.text.consistency import MarkedPassage, PromptFormat, mark_words
 from tokenry.text.consistency.marking import bracketed
 from tokenry.text.consistency.spans import Word
@@ -137,7 +140,7 @@ def train_editor(
     rate: float = 2e-3,
     start: LlamaForCausalLM | None = None,
     device: str = "cpu",
-    progress: Callable[[int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> LlamaForCausalLM:
     """A two-layer Llama trained on fresh transcripts in every step; loss on the answer.
 
@@ -145,27 +148,23 @@ def train_editor(
     stays. `start`: a trained model to go on from (it is copied); otherwise a fresh one of `hidden` and `layers`.
     """
     model = copy.deepcopy(start) if start is not None else _fresh(tokenizer, hidden, layers, seed)
-    cast(torch.nn.Module, model).to(device).train()
+    cast(torch.nn.Module, model).to(device)
     draw, merges = random.Random(seed), merges_of(tokenizer)
     drawn = sentences(steps * batch, seed)
     known: dict[tuple[str, bool], list[int]] = {}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
-    for step in range(steps):
+
+    def loss_of(step: int) -> torch.Tensor:
         rows = []
         for sentence in drawn[step * batch : (step + 1) * batch]:
             answer = " " + (sentence.text if draw.random() < copied else sentence.edited)
             rows.append((_prompt_ids(sentence, tokenizer), _segmented(answer, merges, noisy, draw, known)))
         ids, labels = (x.to(device) for x in _padded(rows, tokenizer.eos_token_id))
         logits = model(ids[:, :-1]).logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-        if step % 100 == 99 and progress:
-            progress(step + 1, float(loss.detach()))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+
+    # The cycle's last step, whose rate is next to nothing, is left out.
+    plan = Plan(steps=steps + 1, learning_rate=rate, betas=(0.9, 0.95), warmup=0.1, decay="one_cycle")
+    descend(model, loss_of, plan, until=steps, log_every=100, progress=progress)
     return model.eval()
 
 
@@ -183,8 +182,7 @@ def _fresh(tokenizer: Any, hidden: int, layers: int, seed: int) -> LlamaForCausa
         pad_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = LlamaForCausalLM(config)
     return model
 

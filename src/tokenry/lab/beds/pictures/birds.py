@@ -17,10 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from tokenry.core.progress import Progress, within
+from tokenry.core.seeding import seeded
 from tokenry.core.selection import top_k
 from tokenry.errors import AssetMissingError, optional
+from tokenry.hosts.trainer import TellProgress
 from tokenry.hosts.vision import describe
-from tokenry.lab.evidence.claim import Measurement, Progress
+from tokenry.lab.evidence.claim import Measurement
 from tokenry.pruning.eet import EET, EETHashModel, EETTrainer, EETTrainingConfig, evaluate_retrieval, solve_hash_codes
 from tokenry.pruning.glsim import GLSim
 from tokenry.pruning.vit_baselines import ClsRow, RandomPatches
@@ -114,8 +117,8 @@ def eet_measurement(model_id: str, settings: dict[str, Any], seed: int, device: 
     arms: dict[str, list[float]] = {}
     methods = {"dense": None, "random": RandomPatches(seed=seed), "cls_row": ClsRow(), "ctp": EET(), "eet": EET()}
     for done, (name, pruner) in enumerate(methods.items()):
-        torch.manual_seed(seed)
-        dense = EETHashModel(_load(model_id, device), CLASSES, settings["bits"]).to(device)
+        with seeded(seed):
+            dense = EETHashModel(_load(model_id, device), CLASSES, settings["bits"]).to(device)
         student, taught = dense.twin(pruner=pruner), name == "eet"
         config = EETTrainingConfig(
             learning_rate=settings["learning_rate"],
@@ -125,8 +128,9 @@ def eet_measurement(model_id: str, settings: dict[str, Any], seed: int, device: 
             hidden_patches=4 if taught else 0,
             seed=seed,
         )
-        trainer = EETTrainer(student, dense.twin() if taught else None, codes, config, augment=_flip)
-        trainer.fit(train, progress=lambda i, n, _, k=done, m=name: progress(m, (k + i / n) / len(methods)))
+        told = TellProgress(within(progress, done / len(methods), (done + 1) / len(methods), name))
+        teacher = dense.twin() if taught else None
+        EETTrainer(student, teacher, codes, config, train_dataset=train, augment=_flip, callbacks=[told]).train()
         student.eval()
         arms[f"trained_{name}"] = _hits(student, queries, test.labels)
         if name == "dense":

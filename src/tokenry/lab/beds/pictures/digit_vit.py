@@ -9,7 +9,7 @@ kept in memory for the process.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import Dataset
 
 from tokenry.core.checks import check_int
+from tokenry.core.descent import Plan, descend
+from tokenry.core.progress import Progress
+from tokenry.core.seeding import seeded
 from tokenry.errors import optional
 from tokenry.pruning.eet import EETHashModel
 
@@ -33,8 +35,6 @@ TRAIN_DIGITS, TEST_DIGITS = 1300, 497
 _FRAGMENTS, _NOISE = 3, 0.1
 _MEAN, _STD = 0.15, 0.3
 _PLACES = 10_000
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def train_digit_vit(
     """Train a ``ViTForImageClassification`` from scratch: AdamW 3e-3, one cycle, batch 64; returned in evaluation mode.
 
     Every epoch places the training digits of `seed` anew, two canvases each: on fixed canvases this model learns them by heart.
-    `limit` uses only so many of the digits. ``progress(step, steps)`` is called after every step.
+    `limit` uses only so many of the digits. `progress` is called after every step.
     """
     from transformers import ViTForImageClassification
 
@@ -160,26 +160,24 @@ def train_digit_vit(
     digits, labels = _digits()
     chosen = _split(seed)[0][:limit].repeat(2)
     generator = torch.Generator().manual_seed(3 * _PLACES + seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model: Any = ViTForImageClassification(digit_vit_config())
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
-    steps = epochs * -(-len(chosen) // 64)
-    schedule = OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-    done = 0
-    for _ in range(epochs):
-        data = _compose(digits, labels, chosen, generator).to(device)
-        for batch in torch.randperm(len(data), generator=generator).split(64):
-            loss = F.cross_entropy(model(data.images[batch]).logits, data.labels[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress(done, steps)
+    model.to(device)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(epochs):
+            data = _compose(digits, labels, chosen, generator).to(device)
+            for batch in torch.randperm(len(data), generator=generator).split(64):
+                yield data.images[batch], data.labels[batch]
+
+    drawn = batches()
+
+    def loss_of(step: int) -> Tensor:
+        images, wanted = next(drawn)
+        return F.cross_entropy(model(images).logits, wanted)
+
+    plan = Plan(steps=epochs * -(-len(chosen) // 64), learning_rate=3e-3, weight_decay=0.05, warmup=0.3, decay="one_cycle")
+    descend(model, loss_of, plan, progress=progress)
     return model.eval()
 
 
@@ -200,8 +198,7 @@ def hash_model_on(classifier: Any, *, bits: int, seed: int) -> EETHashModel:
     This is where the paper starts, too: a classifier pre-trained without hashing. Train it with
     :class:`~tokenry.pruning.eet.EETTrainer`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = EETHashModel(classifier, CLASSES, bits)
     model.classifier.load_state_dict(classifier.classifier.state_dict())
     return model.to(classifier.device)

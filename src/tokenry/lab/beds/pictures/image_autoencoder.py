@@ -9,7 +9,6 @@ was interrupted and resumed is the same, line by line and bit by bit, as one tha
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,19 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenry.core.checkpoint import write_checkpoint
+from tokenry.core.checkpoint import write_checkpoint, write_text
 from tokenry.core.checks import check_int, check_range
+from tokenry.core.descent import Plan, descend, kept_log
+from tokenry.core.seeding import seeded
 from tokenry.lab.beds.pictures.image_sets import ImageSet
 from tokenry.lab.beds.signals.named_quantizers import build_quantizer
 
-CHECKPOINT, LOG, RECIPE, QUANTIZER = "checkpoint.safetensors", "log.jsonl", "recipe.json", "quantizer"
+LOG, RECIPE, QUANTIZER = "log.jsonl", "recipe.json", "quantizer"
 _MLP_SIDE = 16
 
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class AutoencoderRecipe:
     """What a run depends on.
 
     Attributes:
@@ -136,11 +137,10 @@ class ImageAutoencoder(nn.Module):
         return Reconstruction(self.decode(quantized.codes), quantized, tokens)
 
 
-def build_autoencoder(recipe: Recipe, shape: tuple[int, int, int]) -> ImageAutoencoder:
+def build_autoencoder(recipe: AutoencoderRecipe, shape: tuple[int, int, int]) -> ImageAutoencoder:
     """The untrained model of a recipe; weights depend on its seed alone."""
     quantizer = build_quantizer(recipe.quantizer, recipe.dim, recipe.codebook_size, {"seed": recipe.seed, **recipe.options})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed):
         return ImageAutoencoder(shape, quantizer, dim=recipe.dim, hidden=recipe.hidden, tokens=recipe.tokens)
 
 
@@ -189,7 +189,7 @@ class Trained(NamedTuple):
 
 
 def train_autoencoder(
-    recipe: Recipe,
+    recipe: AutoencoderRecipe,
     images: ImageSet,
     *,
     out: str | Path | None = None,
@@ -204,7 +204,7 @@ def train_autoencoder(
     Args:
         recipe: what to train.
         images: training and test images.
-        out: folder of ``log.jsonl``, ``checkpoint.safetensors`` and, at the end, ``quantizer/``; None keeps nothing.
+        out: folder of ``log.jsonl``, ``training.safetensors`` and, at the end, ``quantizer/``; None keeps nothing.
         device: where.
         log_every: steps between two lines of the log; the last step has one too.
         save_every: steps between two checkpoints.
@@ -217,41 +217,40 @@ def train_autoencoder(
     check_int("log_every", log_every, 1)
     check_int("save_every", save_every, 1)
     model = build_autoencoder(recipe, tuple(images.train.shape[1:])).to(device)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
     train, test = images.train.to(device), images.test.to(device)
     folder = None if out is None else Path(out)
-    step, log = (0, []) if folder is None else _resume(folder, recipe, model, optimizer)
-    model.train()
-    while step < recipe.steps:
+    if folder is not None:
+        _begin(folder, recipe)
+
+    def loss_of(step: int) -> dict[str, Any]:
         batch = train[_rows(len(train), recipe, step).to(device)]
         made = model(batch)
         error = F.mse_loss(made.images, batch)
-        loss = error + made.quantized.loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        step += 1
-        if step % log_every == 0 or step == recipe.steps:
-            line = {"step": step, "loss": loss.item(), "train_mse": error.item(), **health(model, test)}
-            log.append(line)
-            if folder is not None:
-                _append(folder / LOG, line)
-            if report is not None:
-                report(line)
-        halted = stop is not None and step < recipe.steps and stop()
-        if folder is not None and (halted or step % save_every == 0 or step == recipe.steps):
-            save_state(folder / CHECKPOINT, model, optimizer, step)
-        if halted:
-            return Trained(model.eval(), log, False)
+        return {"loss": error + made.quantized.loss, "train_mse": error}
+
+    def watch(row: dict[str, Any]) -> None:
+        row |= health(model, test)
+        if folder is not None:
+            with (folder / LOG).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        if report is not None:
+            report(row)
+
+    plan = Plan(steps=recipe.steps, learning_rate=recipe.learning_rate, clip=None, warmup=0.0, decay="none")
+    log = descend(
+        model, loss_of, plan, folder=folder, settings=asdict(recipe), log_every=log_every, save_every=save_every, watch=watch,
+        stop=stop,
+    )  # fmt: skip
     model.eval()
-    if folder is not None:
+    complete = bool(log) and log[-1]["step"] == recipe.steps
+    if folder is not None and complete:
         quantizer: Any = model.quantizer
         quantizer.save_pretrained(folder / QUANTIZER)
         write_checkpoint(folder / "model", model, asdict(recipe) | {"shape": list(train.shape[1:])})
-    return Trained(model, log, True)
+    return Trained(model, log, complete)
 
 
-def _rows(count: int, recipe: Recipe, step: int) -> Tensor:
+def _rows(count: int, recipe: AutoencoderRecipe, step: int) -> Tensor:
     """Rows of the batch of a step: an epoch's order depends on the seed and the epoch, so no state has to be kept."""
     batch = min(recipe.batch, count)
     epoch, place = divmod(step, count // batch)
@@ -259,68 +258,12 @@ def _rows(count: int, recipe: Recipe, step: int) -> Tensor:
     return order[place * batch : (place + 1) * batch]
 
 
-def _resume(
-    folder: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, Any]]]:
-    """Step and log to go on from; starts a new run when the folder holds none."""
+def _begin(folder: Path, recipe: AutoencoderRecipe) -> None:
+    """Write the recipe, or refuse another's folder; the lines of a log that its checkpoint does not hold are made again."""
     described = json.dumps(asdict(recipe), indent=2, sort_keys=True)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECIPE
     if path.exists() and path.read_text(encoding="utf-8") != described:
         raise ValueError(f"{folder} holds a run of another recipe ({path.name}); choose another folder or remove it")
-    path.write_text(described, encoding="utf-8")
-    step = load_state(folder / CHECKPOINT, model, optimizer) if (folder / CHECKPOINT).exists() else 0
-    lines: list[dict[str, Any]] = []
-    if (folder / LOG).exists():
-        for text in (folder / LOG).read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:  # a line that was cut off when the run was killed
-                break
-    lines = [line for line in lines if line["step"] <= step]
-    _replace(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines))
-    return step, lines
-
-
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Weights, optimizer moments and the step in one safetensors file, put in place in one move."""
-    from safetensors.torch import save_file
-
-    tensors = {f"model.{name}": x for name, x in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(x) for name, x in state.items()}
-    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    partial = path.with_suffix(".tmp")
-    save_file(tensors, partial, metadata={"step": str(step)})
-    os.replace(partial, path)
-
-
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what :func:`save_state` wrote and return the step."""
-    from safetensors import safe_open
-
-    weights: dict[str, Tensor] = {}
-    moments: dict[int, dict[str, Tensor]] = {}
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-        for name in file.keys():  # noqa: SIM118 -- not a dictionary
-            kind, rest = name.split(".", 1)
-            if kind == "model":
-                weights[rest] = file.get_tensor(name)
-            else:
-                index, field_name = rest.split(".", 1)
-                moments.setdefault(int(index), {})[field_name] = file.get_tensor(name)
-    model.load_state_dict(weights)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(".tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, described)
+    write_text(folder / LOG, "".join(json.dumps(row) + "\n" for row in kept_log(folder)))

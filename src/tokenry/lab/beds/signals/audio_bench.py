@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +22,9 @@ from tokenry.codecs.audio.probes import ProbeTraining, TokenProbe, probe_accurac
 from tokenry.codecs.audio.small_codec import ConvAutoencoder, ConvCodec, ConvCodecConfig
 from tokenry.codecs.audio.token_lm import LMTraining, TokenLM, bits_per_frame, train_token_lm
 from tokenry.codecs.audio.training import CodecTraining, posthoc_kmeans, start_quantizer, train_codec
+from tokenry.core.progress import Progress, within
 from tokenry.lab.beds.signals.synthetic_audio import DOMAINS, PHONES, SAMPLE_RATE, SPEAKERS, AudioClips, synthetic_audio
 
-Progress = Callable[[str, float], None]
 QUANTIZERS = ("rvq24", "fsq24", "rvq12", "fsq12", "svq12")
 RECORDED = ("speech", "music", "sound")
 _CONTEXT = 4  # frames on either side that a probe's vector is averaged over: 90 ms
@@ -125,7 +125,7 @@ def train_arms(sizes: BenchSizes, data: BenchData, seed: int, progress: Progress
     plan = _plan(sizes, seed)
     speech = data.train.wave
     names = ("warm-up", "continuous", *QUANTIZERS, "distilled")
-    told = {n: _within(progress, n, i, len(names)) for i, n in enumerate(names)}
+    told = {n: within(progress, i / len(names), (i + 1) / len(names), f"{n}:") for i, n in enumerate(names)}
     warm = ConvAutoencoder(config).to(speech.device)
     train_codec(warm, speech, replace(plan, steps=sizes.warm_steps), progress=told["warm-up"])
     reference = copy.deepcopy(warm)
@@ -153,7 +153,12 @@ def domain_arms(
         codec = ConvCodec(warm.config, make_quantizer("rvq24", sizes.dim, seed), autoencoder=copy.deepcopy(warm))
         codec.to(clips.device)
         start_quantizer(codec, clips, seed=seed)
-        train_codec(codec, clips, _plan(sizes, seed), progress=_within(progress, name, number, len(sets)))
+        train_codec(
+            codec,
+            clips,
+            _plan(sizes, seed),
+            progress=within(progress, number / len(sets), (number + 1) / len(sets), f"{name}:"),
+        )
         made[name] = codec
     return made
 
@@ -163,10 +168,6 @@ def _plan(sizes: BenchSizes, seed: int) -> CodecTraining:
         steps=sizes.steps, batch=sizes.batch, segment=int(0.5 * sizes.seconds * SAMPLE_RATE), seed=seed,
         log_every=max(1, sizes.steps // 5), semantic_weight=sizes.semantic_weight,
     )  # fmt: skip
-
-
-def _within(progress: Progress, name: str, done: int, count: int) -> Progress:
-    return lambda message, fraction: progress(f"{name}: {message}", (done + fraction) / count)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 The model is a `transformers.LlavaForConditionalGeneration`: a CLIP vision tower (5 blocks, LLaVA reads the last but
 one, without CLS), the two-layer GELU projector, a Llama decoder (8 layers, 4 heads, 2 key-value heads), 196 visual
-tokens. It was trained by `tokenry.lab.beds.vqa.train` on canvases of handwritten digits; the questions here are
+tokens. It was trained by `tools/train_vqa.py` on canvases of handwritten digits; the questions here are
 about canvases of held-out digits.
 """
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_int
+from tokenry.core.seeding import seeded
 from tokenry.errors import AssetDamagedError
 from tokenry.lab.beds.pictures.canvas import COLOUR_NAMES, KINDS, ZONES, CanvasSpec, ask, make_canvases, questions
 
@@ -126,7 +127,7 @@ def load_vqa(
     return VQATestbed(model.to(device).eval(), tokenizer)
 
 
-TRAIN_COMMAND = "python -m tokenry.lab.beds.vqa.train --seed 0 --out DIR"
+TRAIN_COMMAND = "python tools/train_vqa.py --seed 0 --out DIR"
 
 
 def vqa_items(
@@ -216,8 +217,7 @@ def build_model(seed: int, spec: CanvasSpec | None = None) -> LlavaForConditiona
         projector_hidden_act="gelu",
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return LlavaForConditionalGeneration(config)
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokenry.core.progress import Progress
 from tokenry.lab.beds.signals import audio_bench as bench
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 _HUB = ("facebook/encodec_24khz", "kyutai/mimi", "descript/dac_24khz")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from tokenry.core.progress import Progress
 from tokenry.errors import AssetMissingError
 from tokenry.lab.beds.language.recall import (
     Host,
@@ -25,7 +26,7 @@ from tokenry.lab.beds.language.recall import (
     score_item,
     smollm2_host,
 )
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 from tokenry.pruning import D2O, H2O, FullCache, SnapKV, StreamingLLM
 from tokenry.pruning.kv_method import CacheMethod
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from tokenry.core.progress import Progress, within
 from tokenry.lab.beds.pictures.digit_vit import (
     CLASSES,
     DigitCanvases,
@@ -22,7 +23,7 @@ from tokenry.lab.beds.pictures.digit_vit import (
     hash_model_on,
     train_digit_vit,
 )
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 _KEEP = {1: 12, 2: 6}
 
@@ -67,7 +68,7 @@ class EETClaim(Claim):
             epochs=settings["epochs"],
             limit=settings["train"],
             device=device,
-            progress=lambda i, n: progress("classifier", 0.5 * i / n),
+            progress=within(progress, 0.0, 0.5, "classifier"),
         )
         arms = _pruned_accuracy(model, test, seed)
         facts: dict[str, float | str] = {"patches": 36, "patches_kept": 6, "accuracy_dense": _mean(arms["dense"])}
@@ -123,7 +124,7 @@ def _retrieval(
         hidden_patches=2 if name == "eet" else 0,
         seed=seed,
     )
-    EETTrainer(student, dense.twin() if taught else None, codes, config).fit(train)
+    EETTrainer(student, dense.twin() if taught else None, codes, config, train_dataset=train).train()
     student.eval()
     with torch.no_grad():
         guesses = torch.cat([student(batch).logits.argmax(dim=1) for batch in test.images.split(128)])

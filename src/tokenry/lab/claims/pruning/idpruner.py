@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from tokenry.core.progress import Progress
 from tokenry.lab.beds.vqa.bench import bench_of, scale_settings
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 from tokenry.pruning import DivPrune, IDPruner, NoPruning, RandomPruner, TopK
 from tokenry.pruning.idpruner import hopkins_statistic, importance_retention
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenry.core.progress import Progress
 from tokenry.lab.beds.vqa.bench import bench_of, scale_settings
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 from tokenry.pruning import NoPruning, RandomPruner, ToDRE
 
 _ALWAYS = 2.0

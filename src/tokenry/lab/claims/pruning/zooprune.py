@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.progress import Progress
+from tokenry.core.seeding import seeded
 from tokenry.lab.beds.vqa.bench import bench_of, scale_settings
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 from tokenry.pruning import Compose, DivPrune, NoPruning, RandomPruner, ZOOPrune
 
 _KEEPS = (0.25, 0.125)
@@ -59,8 +61,8 @@ class ZOOPruneClaim(Claim):
 
 def _estimator(seed: int, samples: int) -> dict[str, float | str]:
     """Agreement of the estimate with the exact derivative, and of sensitivity with the norm, on a random projector."""
-    torch.manual_seed(seed)
-    projector = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 256)).eval()
+    with seeded(seed):
+        projector = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 256)).eval()
     x = torch.randn(samples, 256, 64, generator=torch.Generator().manual_seed(seed))
     pruner = ZOOPrune(0.25, seed=seed)
     estimate, exact = pruner.sensitivity(projector, x), pruner.sensitivity(projector, x, method="exact")

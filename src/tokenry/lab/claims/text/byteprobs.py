@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.core.progress import Progress
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 from tokenry.text.byteprobs import ByteEnsemble, ByteLM, healed_next_byte, naive_next_byte
 
 _WORD = re.compile(r"[A-Za-z]{4,}")

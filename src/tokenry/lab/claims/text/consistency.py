@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from tokenry.core.progress import Progress
 from tokenry.hosts.text import ByteVocabulary
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 from tokenry.text.byteprobs import ByteLM
 from tokenry.text.consistency import (
     STOP_WORDS,

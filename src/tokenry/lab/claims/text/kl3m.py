@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenry.lab.evidence.claim import Claim, Contrast, Measurement, Progress, Scale
+from tokenry.core.progress import Progress
+from tokenry.lab.evidence.claim import Claim, Contrast, Measurement, Scale
 
 Facts = dict[str, float | str]
 _DOMAINS = ("legal", "financial", "technical", "general")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.core.progress import Progress, within
 from tokenry.lab.beds.language.symbols import (
     build_model,
     letters_of,
@@ -21,7 +22,7 @@ from tokenry.lab.beds.language.symbols import (
     train_on,
     windows,
 )
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 _SPANS = ((0, 4), (4, 16), (16, 32), (32, 64), (64, 95))
 
@@ -73,10 +74,10 @@ class LexinvariantClaim(Claim):
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
         """One chain, one set of symbols, one text window order."""
         settings = self.settings(scale)
-        arms, facts = _markov(settings, seed, device, lambda f: progress("Markov chain", 0.6 * f))
-        more, found = _lookup(settings, seed, device, lambda f: progress("LookUp", 0.6 + 0.35 * f))
+        arms, facts = _markov(settings, seed, device, within(progress, 0.0, 0.6, "Markov chain"))
+        more, found = _lookup(settings, seed, device, within(progress, 0.6, 0.95, "LookUp"))
         if settings["cipher_steps"]:
-            found |= _cipher(settings, seed, device, lambda f: progress("cipher", 0.95 + 0.04 * f))
+            found |= _cipher(settings, seed, device, within(progress, 0.95, 0.99, "cipher"))
         progress("done", 1.0)
         return Measurement(arms | more, facts | found)
 
@@ -89,7 +90,9 @@ def _chain(vocabulary: int, gap: float, seed: int) -> Any:
     return next(chain for chain in chains if chain.unigram_entropy - chain.entropy_rate >= gap)
 
 
-def _markov(settings: dict[str, Any], seed: int, device: str, progress: Any) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def _markov(
+    settings: dict[str, Any], seed: int, device: str, progress: Progress
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     from tokenry.text.lexinvariant import permutation_mixture, random_keys, relabel
 
     sizes, count = settings["markov"], settings["items"]
@@ -113,7 +116,7 @@ def _markov(settings: dict[str, Any], seed: int, device: str, progress: Any) -> 
             seed, vocab_size=vocabulary, hidden_size=sizes["width"], num_hidden_layers=sizes["layers"],
             num_attention_heads=sizes["heads"], max_position_embeddings=length, random_rate=rate, readout_map=True,
         )  # fmt: skip
-        report = (lambda f: progress(0.9 * f)) if name == "lexinvariant" else (lambda f: progress(0.9 + 0.1 * f))
+        report = within(progress, *((0.0, 0.9) if name == "lexinvariant" else (0.9, 1.0)))
         train_on(model, draw, steps=steps, learning_rate=sizes["rate"], device=device, progress=report)
         nats[name] = losses_by_position(model, test, seed=1)
         nats[f"{name}_relabelled"] = losses_by_position(model, renamed, seed=2)
@@ -131,7 +134,9 @@ def _markov(settings: dict[str, Any], seed: int, device: str, progress: Any) -> 
     return arms, facts
 
 
-def _lookup(settings: dict[str, Any], seed: int, device: str, progress: Any) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def _lookup(
+    settings: dict[str, Any], seed: int, device: str, progress: Progress
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     from tokenry.text.lexinvariant import lookup_task
 
     sizes, symbols = settings["lookup"], settings["lookup_symbols"]
@@ -152,7 +157,7 @@ def _lookup(settings: dict[str, Any], seed: int, device: str, progress: Any) -> 
         part = 0.0 if name == "lexinvariant" else 0.5
         train_on(
             model, draw, steps=settings["lookup_steps"], learning_rate=sizes["rate"], device=device,
-            progress=lambda f, part=part: progress(part + 0.5 * f),
+            progress=within(progress, part, part + 0.5),
         )  # fmt: skip
         for label, pool in (("seen", seen), ("unseen", unseen)):
             task = lookup_task(settings["items"], pairs, pool, generator=torch.Generator().manual_seed(30_000 + seed))
@@ -163,7 +168,7 @@ def _lookup(settings: dict[str, Any], seed: int, device: str, progress: Any) -> 
     return arms, {"lookup_chance": 1 / (2 * symbols), "lookup_chance_among_values": 1 / pairs}
 
 
-def _cipher(settings: dict[str, Any], seed: int, device: str, progress: Any) -> dict[str, Any]:
+def _cipher(settings: dict[str, Any], seed: int, device: str, progress: Progress) -> dict[str, Any]:
     """Share of enciphered English that is read: probe with one-to-one key, frequency analysis, bigram hill climbing."""
     from pydoc_data.topics import topics
 

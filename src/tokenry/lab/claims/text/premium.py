@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.core.progress import Progress
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 Lines = dict[str, list[str]]
 Facts = dict[str, float | str]
@@ -41,6 +42,7 @@ class PremiumClaim(Claim):
         Contrast("a vocabulary size per language is more even than one size", "optimal_evenness", "same_evenness"),
     )
     competence = Competence("bpe_bytes_per_token", 2.0)
+    unit = "language"
     assets = ("debian-installer", "django")
 
     def settings(self, scale: Scale) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from tokenry.core.progress import Progress
 from tokenry.lab.beds.language.next_word import (
     Sizes,
     UnitCoder,
@@ -24,7 +25,7 @@ from tokenry.lab.beds.language.next_word import (
     train,
     unit_coder,
 )
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 _FLAT = ("char", "byte", "subword", "word")
 _FLAT_LAYERS = 4

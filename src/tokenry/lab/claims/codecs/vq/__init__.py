@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Progress, Scale
+from tokenry.core.progress import Progress
+from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 _REMEDIES = {
     "reset": "dead-code reset",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenry.lab.beds.pictures.image_autoencoder import Evaluation, Recipe, evaluate, train_autoencoder
+from tokenry.core.progress import Progress
+from tokenry.lab.beds.pictures.image_autoencoder import AutoencoderRecipe, Evaluation, evaluate, train_autoencoder
 from tokenry.lab.beds.pictures.image_sets import ImageSet
 
 _EMA = {"decay": 0.99, "commitment": 0.25}
@@ -31,7 +32,7 @@ ESTIMATORS = ("straight_through", "rotation", "gumbel", "index_backprop")
 
 
 def measure_remedies(
-    images: ImageSet, steps: int, items: int, seed: int, device: str, progress: Callable[[str, float], None]
+    images: ImageSet, steps: int, items: int, seed: int, device: str, progress: Progress
 ) -> tuple[dict[str, list[float]], dict[str, float | str]]:
     """For every remedy: PSNR of `items` test images, and whether each of `items` codes is in use on the test images."""
     arms: dict[str, list[float]] = {}
@@ -68,7 +69,7 @@ def measure_estimators(images: ImageSet, steps: int, seed: int, device: str) -> 
 def _train(
     images: ImageSet, quantizer: str, options: Mapping[str, Any], steps: int, seed: int, device: str
 ) -> tuple[Evaluation, int, list[dict[str, Any]]]:
-    recipe = Recipe(quantizer=quantizer, options=options, steps=steps, seed=seed)
+    recipe = AutoencoderRecipe(quantizer=quantizer, options=options, steps=steps, seed=seed)
     trained = train_autoencoder(recipe, images, device=device, log_every=max(1, min(400, steps)))
     test: Tensor = images.test.to(device)
     found = evaluate(trained.model, test)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.codecs import AdditiveVQ, ProductVQ, ResidualVQ
+from tokenry.core.descent import Plan, descend
 from tokenry.lab.beds.signals.feature_banks import FeatureBank
 from tokenry.lab.beds.signals.named_quantizers import build_quantizer
 
@@ -80,16 +81,14 @@ def _build(name: str, dim: int, one: int, two: int, levels: tuple[int, ...], see
 
 
 def _train(quantizer: nn.Module, x: Tensor, steps: int, seed: int) -> None:
-    optimizer = torch.optim.AdamW(quantizer.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(seed)
-    quantizer.train()
-    for _ in range(steps):
+
+    def loss_of(step: int) -> Tensor:
         batch = x[torch.randint(len(x), (512,), generator=generator)]
         made = quantizer(batch)
-        loss = (made.codes - batch).square().mean() + made.loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        return (made.codes - batch).square().mean() + made.loss
+
+    descend(quantizer, loss_of, Plan(steps=steps, learning_rate=3e-3, clip=None, warmup=0.0, decay="none"))
 
 
 def _joint(quantizer: Any, x: Tensor) -> tuple[float, float]:

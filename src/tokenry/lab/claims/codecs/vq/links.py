@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from tokenry.codecs import GraphAnchorTokenizer
+from tokenry.core.progress import Progress
+from tokenry.core.seeding import seeded
 from tokenry.lab.beds.graphs.knowledge_graph import (
     HashedNodes,
     NodeTable,
@@ -24,7 +25,7 @@ _HASHED = {"learning_rate": 0.03, "dropout": 0.5, "weight_decay": 0.01}
 
 
 def measure_links(
-    nodes: int, anchors: int, epochs: int, items: int, seed: int, progress: Callable[[str, float], None]
+    nodes: int, anchors: int, epochs: int, items: int, seed: int, progress: Progress
 ) -> tuple[dict[str, list[float]], dict[str, float | str]]:
     """Reciprocal rank of `items` held-out links (mean over head and tail) for each kind of node vector."""
     edges = (nodes - 8) * 8 + 28
@@ -42,8 +43,7 @@ def measure_links(
     arms: dict[str, list[float]] = {}
     for done, (name, (make, options)) in enumerate(makers.items()):
         progress(f"links: {name}", done / len(makers))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             source = make()
         model = train_distmult(graph, source, dim=32, epochs=epochs, seed=seed, **options)  # type: ignore[arg-type]
         ranks = reciprocal_ranks(model, graph)

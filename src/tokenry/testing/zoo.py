@@ -7,6 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tokenry.core.checks import check_choice
+from tokenry.core.seeding import seeded
+
 _TEXT: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -21,7 +24,60 @@ _TEXT: dict[str, Any] = {
 IMAGE_TOKEN, VIDEO_TOKEN = 60, 59
 
 
-def _built(model: Any, attention: str) -> Any:
+_DECODER = {**_TEXT, "num_hidden_layers": 2}
+_VISION = {
+    "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 24,
+    "patch_size": 4,
+}  # fmt: skip
+_GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "bos_token_id": 1, "eos_token_id": 63}
+_BERT = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "pad_token_id": 0,
+}  # fmt: skip
+_PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", _DECODER),
+    "mistral": ("MistralForCausalLM", _DECODER),
+    "qwen2": ("Qwen2ForCausalLM", _DECODER),
+    "qwen3": ("Qwen3ForCausalLM", {**_DECODER, "head_dim": 8}),
+    "phi3": ("Phi3ForCausalLM", _DECODER),
+    "gemma3": ("Gemma3ForCausalLM", {**_DECODER, "head_dim": 8}),
+    "gpt2": ("GPT2LMHeadModel", _GPT2),
+    "bert": ("BertModel", _BERT),
+    "vit": ("ViTModel", _VISION),
+    "deit": ("DeiTModel", _VISION),
+    "dinov2": ("Dinov2Model", _VISION),
+    "clip": ("CLIPVisionModel", _VISION),
+    "siglip": ("SiglipVisionModel", _VISION),
+}
+"""Name -> class of transformers and its sizes."""
+
+
+def tiny(name: str, *, seed: int = 0, **overrides: Any) -> Any:
+    """A tiny model of a transformers class with random weights from `seed`, in evaluation mode.
+
+    Args:
+        name: a decoder (llama, mistral, qwen2, qwen3, phi3, gemma3, gpt2), an encoder (bert), a vision tower (vit, deit,
+            dinov2, clip, siglip), or a vision-language model (llava, onevision, qwen2_5_vl).
+        seed: of the weights; the global random state is left as it was.
+        overrides: fields of the config; for vision-language models ``layers`` of the decoder and ``attention``.
+
+    Raises:
+        ValueError: no such name.
+    """
+    whole = {"llava": tiny_llava, "onevision": tiny_onevision, "qwen2_5_vl": tiny_qwen}
+    if name in whole:
+        return whole[name](seed=seed, **overrides)
+    import transformers
+
+    class_name, sizes = _PLAIN[check_choice("name", name, (*_PLAIN, *whole))]
+    cls: Any = getattr(transformers, class_name)
+    with seeded(seed):
+        return cls(cls.config_class(**{**sizes, **overrides})).eval()
+
+
+def _built(cls: Any, config: Any, attention: str, seed: int) -> Any:
+    with seeded(seed):
+        model = cls(config)
     model.set_attn_implementation(attention)
     return model.eval()
 
@@ -30,13 +86,12 @@ def tiny_llava(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sdpa",
     """A ``LlavaForConditionalGeneration``: CLIP tower of 36 patches (48 x 48 pixels), Llama decoder, random weights."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    torch.manual_seed(seed)
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=48, patch_size=8
     )
     text = LlamaConfig(num_hidden_layers=layers, **_TEXT)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, image_seq_length=36)
-    return _built(LlavaForConditionalGeneration(config), attention)
+    return _built(LlavaForConditionalGeneration, config, attention, seed)
 
 
 def tiny_onevision(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sdpa", seed: int = 0) -> Any:
@@ -48,7 +103,6 @@ def tiny_onevision(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sd
         SiglipVisionConfig,
     )
 
-    torch.manual_seed(seed)
     vision = SiglipVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8
     )
@@ -62,14 +116,13 @@ def tiny_onevision(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sd
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    return _built(LlavaOnevisionForConditionalGeneration(config), attention)
+    return _built(LlavaOnevisionForConditionalGeneration, config, attention, seed)
 
 
 def tiny_qwen(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sdpa", seed: int = 0) -> Any:
     """A ``Qwen2_5_VLForConditionalGeneration`` with windowed vision blocks and 3-D positions, random weights."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    torch.manual_seed(seed)
     vision = {
         "depth": 2,
         "hidden_size": 32,
@@ -91,7 +144,7 @@ def tiny_qwen(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sdpa", 
         vision_start_token_id=61,
         vision_end_token_id=62,
     )
-    return _built(Qwen2_5_VLForConditionalGeneration(config), attention)
+    return _built(Qwen2_5_VLForConditionalGeneration, config, attention, seed)
 
 
 def _ids(rows: list[list[int]]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Training recipe of the visual-question-answering testbed.
 
-    python -m tokenry.lab.beds.vqa.train --seed 0 --out DIR
+    python tools/train_vqa.py --seed 0 --out DIR
 
 1. `tower`: every patch names the digit and the colour it belongs to and its own cell (first on densely filled
    canvases, which give eight times the supervision per picture, then on ordinary ones); the CLS token names the digits
@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tokenry.core.seeding import seeded
 from tokenry.lab.beds.pictures.canvas import FAMILY, KINDS, Canvases, CanvasSpec, make_canvases
 from tokenry.lab.beds.vqa import losses
 from tokenry.lab.beds.vqa.bed import (
@@ -94,7 +95,7 @@ class Trainer:
         """Print and keep one row."""
         row = {"minutes": round(self.seconds() / 60, 2), "stage": stage, "step": step, "loss": round(loss.item(), 4)}
         self.history.append({**row, **{key: round(value, 4) for key, value in facts.items()}})
-        print(json.dumps(self.history[-1]), flush=True)  # noqa: T201
+        print(json.dumps(self.history[-1]), flush=True)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Matrix products in bfloat16."""
@@ -270,7 +271,7 @@ def export(trainer: Trainer) -> dict[str, Any]:
     from tokenry.hosts.release import INSTALLED
 
     record = {
-        "command": f"python -m tokenry.lab.beds.vqa.train --seed {trainer.seed} --out DIR",
+        "command": f"python tools/train_vqa.py --seed {trainer.seed} --out DIR",
         "seed": trainer.seed,
         "recipe": asdict(trainer.recipe),
         "data": {
@@ -298,7 +299,7 @@ def export(trainer: Trainer) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tokenry.lab.beds.vqa.train", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -310,8 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     full = asdict(Recipe())
     steps = {key: max(1, round(value * options.scale)) for key, value in full.items() if key.endswith("_steps")}
     model: Any = build_model(options.seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
+    with seeded(options.seed):
         heads = losses.TowerHeads(model.config.vision_config.hidden_size, CanvasSpec().cells)
     device = torch.device(options.device)
     trainer = Trainer(
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     train(trainer)
     record = export(trainer)
-    print(json.dumps({key: record[key] for key in ("minutes", "accuracy_on_held_out_digits")}, indent=1))  # noqa: T201
+    print(json.dumps({key: record[key] for key in ("minutes", "accuracy_on_held_out_digits")}, indent=1))
 
 
 if __name__ == "__main__":
