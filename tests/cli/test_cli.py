@@ -132,7 +132,7 @@ def test_a_vacuous_contrast_is_shown_and_is_no_failure(capsys, monkeypatch, tmp_
 
     coin = Coin(lift=0.0)
     coin.system = "idpruner"
-    monkeypatch.setattr("tokenry.lab.evidence.run.claim_of", lambda slug: coin)
+    monkeypatch.setattr("tokenry.catalog.System.load_claim", lambda row: coin)
     for command in (
         ("reproduce", "idpruner", "--scale", "smoke", "--out", str(tmp_path)),
         ("show", "idpruner", "--results", str(tmp_path)),
