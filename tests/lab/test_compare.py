@@ -10,8 +10,8 @@ from tokenry.lab.beds.answers import matches
 from tokenry.lab.beds.vqa.bed import WEIGHTS, vqa_items
 from tokenry.lab.compare import Settings, compare_pruning
 from tokenry.lab.compare.methods import VISUAL, kv_method, kv_methods, visual_method
-from tokenry.lab.compare.questions import read_questions
 from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
+from tokenry.lab.sources.questions import read_questions
 
 
 def quiet(message, fraction):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tokenry.core.progress import Progress
+from tokenry.lab.compare.engine import run
 from tokenry.lab.compare.rows import Bench, Row, Settings
 from tokenry.lab.evidence.claim import bootstrap_difference
-from tokenry.lab.evidence.results import environment, write_atomic
 
 
 def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[str, Any]:
@@ -26,22 +25,21 @@ def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[s
     methods = settings.methods or kind.default_methods
     kind.check(methods)
     bench: Bench = kind(settings)
-    path = out / "compare.json"
-    result = _resume(path, settings, bench)
-    done = {(row["method"], row["keep"]) for row in result["rows"]}
     jobs = [(m, k) for m in methods for k in ((1.0,) if m in ("none", "full") else settings.keeps)]
-    for number, (method, keep) in enumerate(jobs):
-        if (method, keep) not in done:
-            label, span = f"{method} {keep:g}", 1.0 / len(jobs)
-            progress(label, number * span)
-            row = bench.measure(method, keep, lambda f, at=number * span, s=span, t=label: progress(t, at + f * s))
-            result["rows"].append(_summary(method, keep, row))
-            result["maps"] = _merged(result["maps"], bench.maps())
-            write_atomic(path, json.dumps(result) + "\n")
-    result["environment"] = environment(settings.device)
-    order = {job: i for i, job in enumerate(jobs)}
-    result["rows"].sort(key=lambda r: order.get((r["method"], r["keep"]), len(order)))
-    write_atomic(path, json.dumps(result) + "\n")
+    head = {
+        "settings": settings.to_dict(), "model": bench.model_name, "data": bench.data_name, "quality": bench.quality,
+        "items": bench.count(),
+    }  # fmt: skip
+
+    def measure(job: tuple[str, float], so_far: dict[str, Any], told: Progress) -> dict[str, Any]:
+        row = _summary(bench.measure(*job, told))
+        so_far["maps"] = _merged(so_far.get("maps", {}), bench.maps())
+        return row
+
+    result = run(
+        jobs, measure, out, keys=("method", "keep"), head=head, free=("methods", "keeps"), device=settings.device,
+        progress=progress, valid=lambda row, earlier: earlier["items"] == head["items"],
+    )  # fmt: skip
     figure = quality_figure(result, out / "quality.png")
     write_page(result, figure, out / "index.html")
     return result
@@ -57,28 +55,10 @@ def _bench_class(settings: Settings) -> Any:
     return VisionBench
 
 
-def _resume(path: Path, settings: Settings, bench: Bench) -> dict[str, Any]:
-    fresh = {
-        "settings": settings.to_dict(), "model": bench.model_name, "data": bench.data_name, "quality": bench.quality,
-        "items": bench.count(), "rows": [], "maps": {}, "environment": {},
-    }  # fmt: skip
-    if not path.exists():
-        return fresh
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return fresh
-    ignored = {"methods", "keeps"}
-    same = all(earlier.get("settings", {}).get(k) == v for k, v in fresh["settings"].items() if k not in ignored)
-    if not same or earlier.get("items") != fresh["items"]:
-        return fresh
-    return {**earlier, "settings": fresh["settings"]}
-
-
-def _summary(method: str, keep: float, row: Row) -> dict[str, Any]:
+def _summary(row: Row) -> dict[str, Any]:
     mean, low, high = bootstrap_difference([row.outcomes], [[0.0] * len(row.outcomes)])
     facts = {k: v for k, v in asdict(row).items() if k != "outcomes"}
-    return {"method": method, "keep": keep, "quality": mean, "low": low, "high": high, **facts, "outcomes": row.outcomes}
+    return {"quality": mean, "low": low, "high": high, **facts, "outcomes": row.outcomes}
 
 
 def _merged(earlier: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from tokenry.core.checks import check_choice, check_int
 from tokenry.core.progress import Progress
 from tokenry.errors import AssetMissingError
 from tokenry.lab.compare.audio_codecs import DEFAULT, check_codec_name, named_codec
+from tokenry.lab.compare.engine import run
 from tokenry.lab.evidence.claim import bootstrap_difference
-from tokenry.lab.evidence.results import environment, write_atomic
 from tokenry.lab.sources.recordings import DOMAINS, Clip, audio_corpus, folder_corpus, speech_corpus
 
 LONGEST = 10.0  # seconds of a clip that are compared
@@ -75,33 +74,33 @@ def compare_audio(settings: AudioSettings, out: Path, progress: Progress) -> dic
 
     progress("loading", 0.0)
     clips = {domain: load_clips(settings, domain) for domain in settings.domains}
-    path = out / "compare.json"
-    result = _resume(path, settings, clips)
-    done = {(row["codec"], row["domain"]) for row in result["rows"]}
-    jobs = [(codec, domain) for codec in settings.codecs for domain in settings.domains]
+    names = {domain: [clip.name for clip in found] for domain, found in clips.items()}
+    examples = {d: write_reference(found[: settings.examples], out, d) for d, found in clips.items()}
+    head = {
+        "settings": settings.to_dict(), "clips": names, "examples": examples,
+        "data": str(settings.data) if settings.data else "test recordings of the audio corpora",
+    }  # fmt: skip
     heard: dict[str, list[str]] = {}
-    for domain in settings.domains:
-        result["examples"][domain] = write_reference(clips[domain][: settings.examples], out, domain)
-    codec: tuple[str, AudioCodec] | None = None
-    for number, (name, domain) in enumerate(jobs):
-        progress(f"{name}, {domain}", number / len(jobs))
-        if (name, domain) in done:
-            continue
-        if codec is None or codec[0] != name:
-            codec = (name, named_codec(name, settings.rate).to(settings.device))
-        row, made = measure(codec[1], clips[domain], settings, heard)
-        row = {"codec": name, "domain": domain, **row}
-        row["examples"] = write_reference(
-            [_with_wave(c, w) for c, w in zip(clips[domain], made, strict=True)][: settings.examples], out, domain, name
-        )
-        result["rows"].append(row)
-        write_atomic(path, json.dumps(result) + "\n")
-    order = {job: place for place, job in enumerate(jobs)}
-    result["rows"] = sorted(
-        (r for r in result["rows"] if (r["codec"], r["domain"]) in order), key=lambda r: order[r["codec"], r["domain"]]
-    )
-    result["environment"] = environment(settings.device)
-    write_atomic(path, json.dumps(result) + "\n")
+    loaded: dict[str, AudioCodec] = {}
+
+    def measured(job: tuple[str, str], so_far: dict[str, Any], told: Progress) -> dict[str, Any]:
+        name, domain = job
+        if name not in loaded:
+            loaded.clear()
+            loaded[name] = named_codec(name, settings.rate).to(settings.device)
+        row, made = measure(loaded[name], clips[domain], settings, heard)
+        played = [_with_wave(c, w) for c, w in zip(clips[domain], made, strict=True)][: settings.examples]
+        return {**row, "examples": write_reference(played, out, domain, name)}
+
+    def valid(row: dict[str, Any], earlier: dict[str, Any]) -> bool:
+        known = row["codec"] in settings.codecs and row["domain"] in names
+        return known and earlier["clips"].get(row["domain"]) == names[row["domain"]]
+
+    result = run(
+        [(codec, domain) for codec in settings.codecs for domain in settings.domains], measured, out,
+        keys=("codec", "domain"), head=head, free=("codecs", "domains"), device=settings.device, progress=progress,
+        valid=valid,
+    )  # fmt: skip
     write_page(result, out)
     return result
 
@@ -243,19 +242,3 @@ def _mean(values: Sequence[float | None]) -> tuple[float | None, list[float] | N
         return None, None
     mean, low, high = bootstrap_difference([known], [[0.0] * len(known)])
     return mean, [low, high]
-
-
-def _resume(path: Path, settings: AudioSettings, clips: dict[str, list[Clip]]) -> dict[str, Any]:
-    names = {domain: [clip.name for clip in found] for domain, found in clips.items()}
-    fresh: dict[str, Any] = {
-        "settings": settings.to_dict(), "clips": names, "rows": [], "examples": {}, "environment": {},
-        "data": str(settings.data) if settings.data else "test recordings of the audio corpora",
-    }  # fmt: skip
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        ignored = {"codecs", "domains"}
-        same = all(earlier["settings"][k] == v for k, v in fresh["settings"].items() if k not in ignored)
-        rows = [r for r in earlier["rows"] if same and earlier["clips"].get(r["domain"]) == names.get(r["domain"])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return fresh
-    return {**fresh, "rows": rows}

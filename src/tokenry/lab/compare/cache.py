@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from tokenry.core.progress import Progress
 from tokenry.hosts.release import cache_of
 from tokenry.lab.beds.language.recall import Host, continuation_items, score_item, smollm2_host
 from tokenry.lab.compare.methods import kv_method
@@ -44,7 +44,7 @@ class KVBench:
         for name in methods:
             kv_method(name, 0.5)
 
-    def measure(self, method: str, keep: float, progress: Callable[[float], None]) -> Row:
+    def measure(self, method: str, keep: float, progress: Progress) -> Row:
         """Log-likelihood over all items, cost on the first prompt."""
         policy = kv_method(method, keep)
         outcomes, kept = [], []
@@ -52,7 +52,7 @@ class KVBench:
             (outcome,) = score_item(self.host, item, [policy])
             outcomes.append(outcome.log_likelihood)
             kept.append(outcome.cache_bytes / outcome.cache_bytes_full)
-            progress(0.9 * (number + 1) / len(self.items))
+            progress("", 0.9 * (number + 1) / len(self.items))
         time, memory, cache = self._cost(policy)
         share = sum(kept) / len(kept)
         return Row(outcomes, share * _PROMPT, float(_PROMPT), time, memory, cache)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from tokenry.core.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Bench(Protocol):
         """Refuse unknown method names before anything is loaded."""
         ...
 
-    def measure(self, method: str, keep: float, progress: Callable[[float], None]) -> Row:
+    def measure(self, method: str, keep: float, progress: Progress) -> Row:
         """Measure one method at one budget."""
         ...
 

@@ -4,69 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from tokenry.errors import optional
+from tokenry.core.progress import Progress, within
 from tokenry.hosts.release import cache_of
 from tokenry.lab.beds.answers import matches
-from tokenry.lab.beds.vqa.hub import HubModel
+from tokenry.lab.beds.vqa.bench import HubSubject, PackagedSubject, Subject, answers_of
 from tokenry.lab.compare.methods import visual_method
-from tokenry.lab.compare.questions import ImageQuestion, read_questions
 from tokenry.lab.compare.rows import Row, Settings
 from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
+from tokenry.lab.sources.questions import read_questions
 from tokenry.pruning.base import PruningTrace
-
-
-class BundledSubject:
-    """The visual-question-answering testbed and its held-out items."""
-
-    def __init__(self, settings: Settings) -> None:
-        from tokenry.lab.beds.vqa.bed import load_vqa, vqa_items
-
-        self.bed = load_vqa(device=settings.device)
-        self.model = self.bed.model
-        self.items: Sequence[Any] = vqa_items(split="test", n=settings.limit, seed=settings.seed)
-        self.model_name, self.data_name = "testbed (LLaVA, 196 visual tokens)", "held-out digit canvases"
-
-    def encode(self, items: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """Model inputs of a left-padded batch."""
-        return dict(self.bed.encode(items))
-
-    def answers(self, items: Sequence[Any]) -> list[str]:
-        """The model's answers."""
-        return self.bed.answer(items, batch_size=len(items))
-
-    def picture(self, item: Any) -> Any:
-        """The item's image as a PIL image."""
-        image = optional("PIL.Image", "lab")
-        return image.fromarray(item.image.cpu().numpy() if isinstance(item.image, torch.Tensor) else item.image)
-
-
-class ModelSubject:
-    """A user's model (local folder or hub id) with a folder of images and questions."""
-
-    def __init__(self, settings: Settings) -> None:
-        if settings.model is None or settings.data is None:
-            raise ValueError("--model and --data go together: a model of one's own needs images and questions (see --help)")
-        self.items: Sequence[ImageQuestion] = read_questions(settings.data, settings.limit)
-        self.asked = HubModel(settings.model, settings.device)
-        self.model = self.asked.model
-        self.model_name, self.data_name = settings.model, str(settings.data)
-
-    def encode(self, items: Sequence[ImageQuestion]) -> dict[str, torch.Tensor]:
-        """Model inputs of a left-padded batch."""
-        return self.asked.encode([self.picture(item) for item in items], [item.question for item in items])
-
-    def answers(self, items: Sequence[ImageQuestion]) -> list[str]:
-        """The model's greedy answers."""
-        return self.asked.answers([self.picture(item) for item in items], [item.question for item in items])
-
-    def picture(self, item: ImageQuestion) -> Any:
-        """The item's image as an RGB PIL image."""
-        return optional("PIL.Image", "lab").open(item.image).convert("RGB")
 
 
 class VisionBench:
@@ -76,8 +27,7 @@ class VisionBench:
     default_methods = ("none", "random", "uniform", "topk", "divprune", "fastv", "idpruner", "zooprune", "todre")
 
     def __init__(self, settings: Settings) -> None:
-        own = settings.model is not None or settings.data is not None
-        self.subject: Any = ModelSubject(settings) if own else BundledSubject(settings)
+        self.subject = _subject(settings)
         self.settings = settings
         self.model_name, self.data_name = self.subject.model_name, self.subject.data_name
         self.reference: list[str] | None = None
@@ -94,7 +44,7 @@ class VisionBench:
         for name in methods:
             visual_method(name, 0.5, 0)
 
-    def measure(self, method: str, keep: float, progress: Callable[[float], None]) -> Row:
+    def measure(self, method: str, keep: float, progress: Progress) -> Row:
         """Accuracy over all items, cost on one batch."""
         pruner = visual_method(method, keep, self.settings.seed)
         answers, trace = self._answers(pruner, progress)
@@ -113,14 +63,9 @@ class VisionBench:
         """Pictures and kept tokens of the first items."""
         return self.shown
 
-    def _answers(self, pruner: Any, progress: Callable[[float], None]) -> tuple[list[str], PruningTrace]:
-        items, batch = self.subject.items, self.settings.batch
-        answers: list[str] = []
-        with pruner.attach(self.subject.model, positions=self.settings.positions) as trace:
-            for start in range(0, len(items), batch):
-                answers += self.subject.answers(items[start : start + batch])
-                progress(0.9 * len(answers) / len(items))
-        return answers, trace
+    def _answers(self, pruner: Any, progress: Progress) -> tuple[list[str], PruningTrace]:
+        told = within(progress, 0.0, 0.9)
+        return answers_of(self.subject, pruner, self.settings.batch, positions=self.settings.positions, progress=told)
 
     def _cost(self, pruner: Any) -> tuple[float, float, float]:
         """Prefill time, peak memory and cache bytes of one batch, each over those without pruning."""
@@ -155,6 +100,15 @@ class VisionBench:
             self.shown = {"items": shown, "kept": {}}
         budgets = self.shown["kept"].setdefault(method, {})
         budgets[f"{keep:g}"] = [_kept_indices(trace, i) for i in range(len(first))]
+
+
+def _subject(settings: Settings) -> Subject:
+    if settings.model is None and settings.data is None:
+        return PackagedSubject(settings.limit, settings.seed, settings.device)
+    if settings.model is None or settings.data is None:
+        raise ValueError("--model and --data go together: a model of one's own needs images and questions (see --help)")
+    items = read_questions(settings.data, settings.limit)
+    return HubSubject(settings.model, items, str(settings.data), settings.device)
 
 
 def _kept_indices(trace: PruningTrace, image: int) -> list[int]:

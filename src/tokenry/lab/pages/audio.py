@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry import __version__
 from tokenry.codecs.audio.metrics import log_mel
 from tokenry.errors import optional
-from tokenry.lab.evidence.results import write_atomic
 from tokenry.lab.pages.figure import svg_of
-from tokenry.lab.pages.report import style, template
+from tokenry.lab.pages.frame import render
 from tokenry.lab.sources.recordings import Clip
 from tokenry.lab.sources.speech import write_audio
 
@@ -137,9 +135,7 @@ def write_page(result: dict[str, Any], out: Path) -> Path:
             for row in result["rows"]
         ],
     }  # fmt: skip
-    text = template("compare_audio.html.j2").render(
-        result=result, tables=tables, listen=listen, figure=fidelity_figure(result), style=style(), version=__version__,
-        notes=sorted({row["note"] for row in result["rows"] if "note" in row}),
+    return render(
+        "compare_audio.html.j2", out / "index.html", result=result, tables=tables, listen=listen,
+        figure=fidelity_figure(result), notes=sorted({row["note"] for row in result["rows"] if "note" in row}),
     )  # fmt: skip
-    write_atomic(out / "index.html", text)
-    return out / "index.html"

@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tokenry import __version__
 from tokenry.lab.evidence.results import write_atomic
-from tokenry.lab.pages.report import style, template
+from tokenry.lab.pages.frame import text_of
 from tokenry.lab.sources.language_names import language_name
 from tokenry.text.audit import AuditReport
 
@@ -26,8 +25,8 @@ def write(report: AuditReport, out: Path) -> Path:
 def render(report: AuditReport) -> str:
     """The page: one HTML file that asks for nothing outside itself."""
     names = list(dict.fromkeys(row.tokenizer for row in report.rows))
-    return template("audit.html.j2").render(
-        style=style(), version=__version__, heat=_heat, names=names, reference=report.facts["reference"],
+    return text_of(
+        "audit.html.j2", heat=_heat, names=names, reference=report.facts["reference"],
         corpora=[_grid(report, corpus, names) for corpus in dict.fromkeys(r.corpus for r in report.rows if r.language)],
         domains=[_domain(report, corpus, names) for corpus in dict.fromkeys(r.corpus for r in report.rows if not r.language)],
         tokenizers=[_tokenizer(report, name) for name in names], failures=_failures(report), notes=report.notes,

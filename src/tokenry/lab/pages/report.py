@@ -5,28 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tokenry import __version__
 from tokenry.catalog import systems
-from tokenry.errors import optional
-from tokenry.lab.evidence.results import Result, load_all, write_atomic
+from tokenry.lab.evidence.results import Result, load_all
 from tokenry.lab.pages.figure import arm_bars
+from tokenry.lab.pages.frame import render
 
-_HERE = Path(__file__).parent
 _SCALES = ("paper", "small", "smoke")
-
-
-def style() -> str:
-    """The stylesheet that report and comparison pages carry inline."""
-    return (_HERE / "style.css").read_text(encoding="utf-8")
-
-
-def template(name: str) -> Any:
-    """A page template; values are escaped."""
-    jinja = optional("jinja2", "lab")
-    loader = jinja.FileSystemLoader(_HERE)
-    environment = jinja.Environment(loader=loader, autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True)
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # methods stay in the order they were asked for
-    return environment.get_template(name)
 
 
 def build(results: Path, out: Path) -> Path:
@@ -44,16 +28,14 @@ def build(results: Path, out: Path) -> Path:
     for several in found.values():
         several.sort(key=lambda r: _SCALES.index(r.scale))
     known = {row.slug: row for row in systems()}
-    shared = {"style": style(), "version": __version__}
     rows = [_leader(known[slug], several) for slug, several in sorted(found.items()) if slug in known]
     planned = [row for row in systems() if row.slug not in found]
-    write_atomic(out / "index.html", template("index.html.j2").render(rows=rows, planned=planned, root="", **shared))
-    page = template("system.html.j2")
+    render("index.html.j2", out / "index.html", rows=rows, planned=planned)
     for slug, several in found.items():
         if slug in known:
             evidence = [_evidence(result) for result in several]
-            text = page.render(system=known[slug], evidence=evidence, root="../", **shared)
-            write_atomic(out / "systems" / f"{slug}.html", text)
+            page = out / "systems" / f"{slug}.html"
+            render("system.html.j2", page, system=known[slug], evidence=evidence, root="../")
     return out / "index.html"
 
 

@@ -17,9 +17,9 @@ _NAMES = ("questions.csv", "questions.jsonl", "questions.json")
 
 @dataclass(frozen=True)
 class ImageQuestion:
-    """One item: path of the image, question, expected answer (empty = unknown), kind for breakdowns."""
+    """One item: path of the image (or a PIL image), question, expected answer (empty = unknown), kind for breakdowns."""
 
-    image: Path
+    image: Any
     question: str
     answer: str
     kind: str = ""
