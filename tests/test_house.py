@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenry.catalog import systems
+from tokenry.catalog import built_wings, systems
 from tokenry.testing import contract_instances
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,6 +191,12 @@ def test_every_built_row_has_its_parts(row):
     assert row.serves
     assert contract_instances(row)
     assert row.compare is None or callable(row.load().at_budget)
+
+
+@pytest.mark.parametrize("wing", built_wings())
+def test_every_wing_runs_its_contract_over_the_catalogue(wing):
+    tests = (ROOT / "tests" / wing).glob("test_*contract.py")
+    assert any(f'of_wing("{wing}")' in path.read_text() for path in tests)
 
 
 def test_every_page_is_in_the_navigation():
