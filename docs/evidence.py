@@ -1,4 +1,4 @@
-"""MkDocs hook: fills ``<!-- evidence: slug -->`` and its like with tables made from the committed result files."""
+"""MkDocs hook: fills ``<!-- evidence: slug -->`` and ``<!-- comparison: name -->`` with tables of the committed results."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = re.compile(r"<!-- evidence: (\w+) -->")
-BENCHMARK = re.compile(r"<!-- benchmark: (\w+) -->")
 COMPARISON = re.compile(r"<!-- comparison: (\w+) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill the placeholders of one page."""
     markdown = EVIDENCE.sub(lambda m: evidence(m.group(1)), markdown)
-    markdown = COMPARISON.sub(lambda m: comparison(m.group(1)), markdown)
-    return BENCHMARK.sub(lambda m: benchmark(m.group(1)), markdown)
+    return COMPARISON.sub(lambda m: comparison(m.group(1)), markdown)
 
 
 def evidence(slug: str) -> str:
@@ -109,23 +107,3 @@ def _codecs(body: dict[str, Any]) -> str:
             lines.append(f"| {row['codec']} | {row['bitrate'] / 1000:g} | " + " | ".join(cells) + f" | {row['time']:.3f}x |")
         lines.append("")
     return "\n".join(lines)
-
-
-def benchmark(name: str) -> str:
-    """A benchmark's committed table as Markdown."""
-    paths = sorted((ROOT / "benchmarks" / "results").glob(f"{name}_*.json"))
-    if not paths:
-        return f"No figures are committed yet; run `python benchmarks/{name}.py`."
-    return "\n\n".join(_figures(json.loads(path.read_text(encoding="utf-8"))) for path in paths)
-
-
-def _figures(body: dict[str, Any]) -> str:
-    rows = body["rows"]
-    columns = list(rows[0])
-    lines = [body.get("setting", ""), "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

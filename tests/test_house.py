@@ -1,11 +1,15 @@
 """The house holds: floors, wings, circles, sizes, names and who may do what. Read from the source alone."""
 
 import ast
+import re
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tokenry.catalog import built_wings, systems
+from tokenry.testing import contract_instances
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "tokenry"
@@ -164,6 +168,42 @@ def callers(attribute):
 @pytest.mark.parametrize("attribute", ["backward", "AdamW", "torch.load", "torch.save", "torch.manual_seed"])
 def test_who_may_call(attribute):
     assert callers(attribute) == CALLS.get(attribute, set())
+
+
+BUILT = [row for row in systems() if row.status == "built"]
+
+
+def source_of(module):
+    path = SOURCE.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("row", BUILT, ids=lambda row: row.slug)
+def test_every_built_row_has_its_parts(row):
+    """Its module, test, claim and page lie where the row says; with the row itself they are five."""
+    parts = (
+        source_of(row.module),
+        ROOT / "tests" / row.wing / f"test_{row.slug}.py",
+        source_of(row.claim),
+        ROOT / "docs" / "systems" / f"{row.slug}.md",
+    )
+    assert [str(part.relative_to(ROOT)) for part in parts if not part.is_file()] == []
+    assert row.serves
+    assert contract_instances(row)
+    assert row.compare is None or callable(row.load().at_budget)
+
+
+@pytest.mark.parametrize("wing", built_wings())
+def test_every_wing_runs_its_contract_over_the_catalogue(wing):
+    tests = (ROOT / "tests" / wing).glob("test_*contract.py")
+    assert any(f'of_wing("{wing}")' in path.read_text() for path in tests)
+
+
+def test_every_page_is_in_the_navigation():
+    """By the rows of the catalogue or by hand; the build itself refuses a page that is in neither."""
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages == listed | {f"systems/{row.slug}.md" for row in BUILT}
 
 
 def test_names_say_something():

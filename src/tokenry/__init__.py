@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from tokenry.catalog import built_wings
 from tokenry.lazy import lazy_exports
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "codecs": "tokenry.codecs",
+    **{wing: f"tokenry.{wing}" for wing in built_wings()},
     "core": "tokenry.core",
     "hosts": "tokenry.hosts",
-    "pruning": "tokenry.pruning",
-    "text": "tokenry.text",
     "lab": "tokenry.lab",
     "testing": "tokenry.testing",
     "catalog": "tokenry.catalog",

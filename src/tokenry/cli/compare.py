@@ -9,6 +9,9 @@ import typer
 
 from tokenry.cli.compare_audio import compare_audio_codecs
 
+_ALL: dict[str, Any] = {"keep": "0.5,0.25,0.1", "limit": 200, "batch": 16}
+_QUICK: dict[str, Any] = {"keep": "0.25,0.1", "limit": 48, "batch": 8}
+
 compare = typer.Typer(help="Compare methods on one's own model and data.", no_args_is_help=True)
 
 
@@ -24,9 +27,12 @@ def compare_pruners(
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated; any SOURCE+SELECTOR too, such as sensitivity+max_min.")
     ] = None,
-    keep: Annotated[str, typer.Option(help="Comma-separated ratios of tokens to keep.")] = "0.5,0.25,0.1",
-    limit: Annotated[int, typer.Option(min=1, help="Number of items.")] = 200,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size.")] = 16,
+    keep: Annotated[str | None, typer.Option(help="Comma-separated ratios of tokens to keep.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of items.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Batch size.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every method, three budgets, 200 items: what a model of your own gets anyway.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of data and methods.")] = 0,
     positions: Annotated[
         str, typer.Option(help="reindex (as papers do) or gather (keep places); 1-D positions only.")
@@ -35,16 +41,23 @@ def compare_pruners(
     out: Annotated[Path, typer.Option(help="Folder for JSON, figure and page.")] = Path("compare"),
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Compare methods under the same budgets: quality, kept tokens, time, memory; with pictures of what was kept."""
+    """Compare methods under the same budgets: quality, kept tokens, time, memory; with pictures of what was kept.
+
+    On the testbed in the package the default is a look that takes less than a minute; ``--all`` is the comparison.
+    """
     from tokenry.cli.console import pick_device, progress, say_json, table
     from tokenry.core.checks import check_choice
     from tokenry.extras import require
     from tokenry.lab.compare import Settings, compare_pruning
+    from tokenry.lab.compare.methods import quick_methods
 
     require("lab")
+    quick = not (everything or model or data)
+    sizes = _QUICK if quick else _ALL
+    names = tuple(methods.split(",")) if methods else quick_methods() if quick else None
     settings = Settings(
-        model=model, data=data, methods=tuple(methods.split(",")) if methods else None, keeps=_ratios(keep),
-        limit=limit, batch=batch, seed=seed, device=pick_device(device),
+        model=model, data=data, methods=names, keeps=_ratios(keep or sizes["keep"]), limit=limit or sizes["limit"],
+        batch=batch or sizes["batch"], seed=seed, device=pick_device(device),
         positions=check_choice("--positions", positions, ("reindex", "gather")),
     )  # fmt: skip
     with progress("compare") as report:
@@ -54,6 +67,8 @@ def compare_pruners(
         return
     where = f"{result['items']} items, batch {settings.batch}, {settings.device}"
     table(f"{result['model']} on {result['data']}, {where}", *_table(result))
+    if quick:
+        typer.echo(f"a quick look at {settings.limit} items; for every method, three budgets and {_ALL['limit']} items: --all")
     typer.echo(f"page: {out / 'index.html'}\nfigure: {out / 'quality.png'}\ndata: {out / 'compare.json'}")
 
 

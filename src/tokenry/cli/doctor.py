@@ -26,6 +26,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
     from tokenry.cli.console import out, say_json, table
     from tokenry.cli.exits import MISSING
     from tokenry.lab.assets.folders import ASSETS, cache_dir, is_offline, status
+    from tokenry.lab.assets.groups import groups
 
     packages = {extra: {name: _version(name) for name in names} for extra, names in _NEEDS.items()}
     states = {name: status(name).state for name in ASSETS}
@@ -39,6 +40,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
         "cache": str(cache_dir()),
         "offline": is_offline(),
         "assets": states,
+        "asset_groups": groups(),
     }
     core_missing = [name for name, version in packages["core"].items() if version is None]
     if as_json:
@@ -63,13 +65,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
             ["tool", "used for", "found"],
             [(n, use, "yes" if facts["tools"][n] else "no") for n, use in _TOOLS.items()],
         )
-        table(
-            "assets",
-            ["asset", "state", "command"],
-            [(name, state, "" if state == "present" else f"tokenry assets get {name}") for name, state in states.items()],
-        )
+        lines = [_group_line(name, {n: states[n] for n in names}) for name, names in facts["asset_groups"].items()]
+        table("assets", ["needed by", "here", "not here", "command"], lines)
     if core_missing:
         raise typer.Exit(MISSING)
+
+
+def _group_line(name: str, states: dict[str, str]) -> tuple[str, str, str, str]:
+    """What needs assets, those here, those not here or damaged, and the command that gets them."""
+    wanted = {asset: state for asset, state in states.items() if state != "present"}
+    here = ", ".join(asset for asset in states if asset not in wanted)
+    missing = ", ".join(asset if state == "missing" else f"{asset} ({state})" for asset, state in wanted.items())
+    repair = " --repair" if "damaged" in wanted.values() else ""
+    command = f"tokenry assets get --for {repr(name) if ' ' in name else name}{repair}" if wanted else ""
+    return name, here, missing, command
 
 
 def _release() -> dict[str, Any]:

@@ -20,19 +20,18 @@ def reproduce(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Run the claims of systems. Finished seeds are kept; exit code 1 when a claim fails."""
-    from tokenry.catalog import systems
+    from tokenry.catalog import system, systems
     from tokenry.cli.console import COMPARISON_COLUMNS, comparison_row, pick_device, progress, say_json, table
     from tokenry.cli.exits import CLAIM_FAILED
     from tokenry.core.checks import check_choice
     from tokenry.extras import require
     from tokenry.lab.evidence.claim import SCALES
-    from tokenry.lab.evidence.run import claim_of
     from tokenry.lab.evidence.run import reproduce as run
 
     check_choice("--scale", scale, SCALES)
     require("lab")
     wanted = [row.slug for row in systems() if row.status == "built"] if slugs == ["all"] else slugs
-    claims = [claim_of(slug) for slug in wanted]
+    claims = [system(slug).load_claim() for slug in wanted]
     results = []
     for claim in claims:
         with progress(claim.system) as report:

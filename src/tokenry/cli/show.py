@@ -30,13 +30,9 @@ def show(
     row = system(slug)
     facts: dict[str, Any] = {
         "slug": row.slug, "title": row.title, "arxiv": row.arxiv, "wing": row.wing, "status": row.status, "line": row.line,
-        "class": row.exports.replace(":", "."), "options": _options(row.load()) if row.status != "planned" else {},
-        "statement": "", "evidence": [],
+        "class": row.entry, "options": _options(row.load()) if row.status != "planned" else {},
+        "serves": row.serves, "statement": _statement(row), "evidence": [],
     }  # fmt: skip
-    if row.status == "built":
-        from tokenry.lab.evidence.run import claim_of
-
-        facts["statement"] = claim_of(slug).statement
     for scale in ("smoke", "small", "paper"):
         path = result_path(results_folder(results), slug, scale)
         if path.exists():
@@ -54,7 +50,7 @@ def show(
     if row.status == "planned":
         console.print("Not built yet.")
         return
-    console.print(f"class: {facts['class']}", highlight=False)
+    console.print(f"class: {facts['class']}\nfor: {row.serves or 'see its own documentation'}", highlight=False)
     if facts["statement"]:
         console.print(f"claim: {facts['statement']}", highlight=False)
     table("options", ["option", "default"], list(facts["options"].items()))
@@ -63,6 +59,13 @@ def show(
         table(title, COMPARISON_COLUMNS, [comparison_row(c) for c in entry["comparisons"]])
         if entry["verdict"]:
             console.print(f"{entry['reason']}.", highlight=False)
+
+
+def _statement(row: Any) -> str:
+    try:
+        return row.load_claim().statement
+    except ValueError:  # planned, or of another distribution and without a claim
+        return ""
 
 
 def _options(cls: Any) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ class NoPruning(VisualPruner):
         if self.keep != 1.0 or isinstance(self.keep, int):
             raise ValueError(f"keep must be 1.0 for NoPruning, got {self.keep!r}")
 
+    @classmethod
+    def at_budget(cls, keep: float | int, seed: int) -> Self:
+        """The reference, whatever the budget of the others."""
+        return cls()
+
     def select(self, features: Tensor, *, importance: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """0..N-1 for every row."""
         check_tokens(features, importance)
@@ -49,6 +54,11 @@ class RandomPruner(VisualPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_int("seed", self.seed, 0)
+
+    @classmethod
+    def at_budget(cls, keep: float | int, seed: int) -> Self:
+        """Drawn under `seed`."""
+        return cls(keep, seed=seed)
 
     def select(self, features: Tensor, *, importance: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """K distinct indices [B,K], the same positions in every row; masked tokens are never taken."""
@@ -245,3 +255,10 @@ class FastV(VisualPruner):
                 keep[row, slots[chosen]] = True
         run.record_stage(self.layer - 1, keep, view)
         return keep
+
+
+def contract_instances() -> dict[str, VisualPruner]:
+    """What the contract of the wing is checked on."""
+    found: tuple[VisualPruner, ...] = (RandomPruner(0.25), UniformGrid(0.25), TopK(0.25), DivPrune(0.25), FastV(0.25))
+    instances: dict[str, VisualPruner] = {type(pruner).__name__: pruner for pruner in found}
+    return instances | {name: Compose.named(name, 0.25) for name in ("norm+max_min", "norm+product")}

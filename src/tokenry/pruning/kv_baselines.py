@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ class FullCache(CacheMethod):
         super().__post_init__()
         if not self.is_identity:
             raise ValueError(f"budget of FullCache must be 1.0, got {self.budget}")
+
+    @classmethod
+    def at_budget(cls, keep: float | int, seed: int) -> Self:
+        """The reference, whatever the budget of the others."""
+        return cls()
 
     @property
     def signal(self) -> Signal:
@@ -173,3 +178,8 @@ def _scores(slots: Slots) -> Tensor:
     if slots.scores is None:
         raise RuntimeError("attention scores are missing")
     return slots.scores
+
+
+def contract_instances() -> dict[str, CacheMethod]:
+    """What the contract of KV-cache methods is checked on."""
+    return {"streaming": StreamingLLM(0.3), "H2O": H2O(0.3), "SnapKV": SnapKV(0.3, window=8)}

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,11 @@ class CacheMethod(ABC):
         for number in self.skip_layers:
             check_int("skip_layers", number)
         check_choice("on_sliding", self.on_sliding, ("skip", "refuse"))
+
+    @classmethod
+    def at_budget(cls, keep: float | int, seed: int) -> Self:
+        """The method as it is compared with others; nothing is drawn, so `seed` does not matter."""
+        return cls(budget=keep)
 
     @property
     def is_identity(self) -> bool:

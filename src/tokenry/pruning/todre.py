@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,11 @@ class ToDRE(VisualPruner):
         check_choice("pivot", self.pivot, ("auto", "cls", "random"))
         check_int("seed", self.seed, 0)
 
+    @classmethod
+    def at_budget(cls, keep: float | int, seed: int) -> Self:
+        """A random pivot, where one is needed, is drawn under `seed`."""
+        return cls(keep, seed=seed)
+
     def select(
         self,
         features: Tensor,
@@ -173,3 +178,8 @@ class ToDRE(VisualPruner):
 def _mass(view: BlockView, rows: Tensor, columns: Tensor) -> Tensor:
     heads = mass_between(view.query, view.key, rows, columns, scale=view.scale, causal_offset=0, mask=view.real)
     return heads.mean(dim=1)
+
+
+def contract_instances() -> dict[str, ToDRE]:
+    """What the contract of the wing is checked on."""
+    return {"max-sum": ToDRE(0.25), "k-center": ToDRE(0.25, rule="k_center")}

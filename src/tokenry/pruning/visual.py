@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,11 @@ class VisualPruner(Pruner):
     A subclass gives `select`, and where it needs them `_importance` (per unit), `_signals` (what the host must read off) and
     `_stage` (removal inside the decoder).
     """
+
+    @classmethod
+    def at_budget(cls, keep: float | int, seed: int) -> Self:
+        """The method as it is compared with others; `seed` matters where something is drawn."""
+        return cls(keep)
 
     @contextmanager
     def attach(self, model: nn.Module, *, positions: Positions = "reindex") -> Iterator[PruningTrace]:

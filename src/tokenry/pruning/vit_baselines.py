@@ -136,3 +136,9 @@ def _merger(budget: float | int) -> Callable[[BlockSignals], Merged]:
         return Merged(tokens, index, size)
 
     return merge
+
+
+def contract_instances() -> dict[str, PatchPruner]:
+    """What the contract of pruners inside a vision transformer is checked on."""
+    plain = ToMe(proportional=False)
+    return {"CLS row": ClsRow(), "random": RandomPatches(), "ToMe": ToMe(), "ToMe without sizes": plain}

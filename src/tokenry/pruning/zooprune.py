@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,11 @@ class ZOOPrune(VisualPruner):
         check_int("seed", self.seed, 0)
         if self.rank is not None:
             check_int("rank", self.rank, 1)
+
+    @classmethod
+    def at_budget(cls, keep: float | int, seed: int) -> Self:
+        """With the exact sensitivity, which needs no step size and is faster."""
+        return cls(keep, method="exact", seed=seed)
 
     def plan(self, n: int) -> int:
         """The exact number of tokens kept out of `n`: ``int(keep * n)``, at least 1."""
@@ -147,3 +152,8 @@ class ZOOPrune(VisualPruner):
                 raise ValueError(f"keep must leave a token to each of the {len(crops)} crops, got {self.keep}")
             budgets.append(min(each, len(unit)))
         return budgets
+
+
+def contract_instances() -> dict[str, ZOOPrune]:
+    """What the contract of the wing is checked on."""
+    return {"default": ZOOPrune(0.25)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenry.lazy import lazy_exports
 
 _HERE = "tokenry.codecs.audio"
@@ -56,3 +58,21 @@ _EXPORTS = {
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)
+
+
+def contract_instances() -> dict[str, Any]:
+    """What the contract of audio codecs is checked on: a small codec, causal and looking ahead, over two quantizers."""
+    import torch
+
+    from tokenry.codecs.audio.small_codec import ConvCodec, ConvCodecConfig
+    from tokenry.codecs.audio.training import start_quantizer
+    from tokenry.codecs.vq import FSQ, ResidualVQ
+
+    found = {}
+    for causal in (True, False):
+        sizes = ConvCodecConfig(sample_rate=600, strides=(3, 5), channels=8, max_channels=16, dim=16, causal=causal)
+        for name, quantizer in (("rvq", ResidualVQ(16, 3, 8)), ("fsq", FSQ((5, 5, 5), dim=16))):
+            codec = ConvCodec(sizes, quantizer)
+            start_quantizer(codec, 0.2 * torch.randn(40, 150))
+            found[f"{name}{'' if causal else ' looking ahead'}"] = codec.eval()
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenry.lazy import lazy_exports
 
 _EXPORTS = {
@@ -29,3 +31,35 @@ _EXPORTS = {
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)
+
+
+def contract_instances() -> dict[str, Any]:
+    """What the contract of the wing is checked on: every quantizer with each of its rules."""
+    from tokenry import codecs
+
+    return {
+        "vq": codecs.VectorQuantizer(8, 16),
+        "vq cosine": codecs.VectorQuantizer(8, 16, distance="cosine", code_dim=4, reset_threshold=0.5),
+        "vq gradient": codecs.VectorQuantizer(8, 16, ema=False, kmeans_init=True, entropy_weight=0.1, orthogonality=1.0),
+        "vq of DAC": codecs.VectorQuantizer(8, 16, distance="cosine", ema=False, code_dim=4, emit="row"),
+        "vq of Mimi": codecs.VectorQuantizer(8, 16, decay=0.99, smoothing="clamp", reset_threshold=0.5),
+        "vq rotation": codecs.VectorQuantizer(8, 16, estimator="rotation"),
+        "vq index backprop": codecs.VectorQuantizer(8, 16, estimator="index_backprop", ema=False),
+        "rvq": codecs.ResidualVQ(8, 3, 16),
+        "rvq k-means reset": codecs.ResidualVQ(8, 3, 16, kmeans_init=True, reset_threshold=0.5),
+        "rvq beam": codecs.ResidualVQ(8, 3, 16, beam=4, ema=False),
+        "rvq cosine": codecs.ResidualVQ(8, 2, 16, distance="cosine"),
+        "pq": codecs.ProductVQ(8, 4, 16),
+        "pq rotation": codecs.ProductVQ(8, 2, 16, rotation=True, kmeans_init=True),
+        "aq beam": codecs.AdditiveVQ(8, 3, 8, kmeans_init=True),
+        "aq icm": codecs.AdditiveVQ(8, 3, 8, encoder="icm", restarts=1, reset_threshold=0.5),
+        "aq exhaustive": codecs.AdditiveVQ(8, 2, 8, encoder="exhaustive"),
+        "fsq": codecs.FSQ([8, 5, 5]),
+        "fsq symmetric": codecs.FSQ([4, 2, 3], symmetric=True, dim=8),
+        "lfq": codecs.LFQ(6, commitment=0.25),
+        "lfq groups": codecs.LFQ(40, groups=5, dim=8),
+        "bsq": codecs.BSQ(10),
+        "bsq projected": codecs.BSQ(6, groups=3, dim=8, commitment=0.25),
+        "simvq": codecs.SimVQ(8, 16),
+        "simvq rotation": codecs.SimVQ(8, 16, estimator="rotation", frozen_dim=12),
+    }

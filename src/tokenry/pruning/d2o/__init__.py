@@ -19,8 +19,16 @@ The prompt is compressed right after it, not at the first decoded token. With gr
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tokenry.pruning.d2o.layers import attention_density, layer_ratios
 from tokenry.pruning.d2o.method import D2O
 from tokenry.pruning.d2o.tokens import compress
 
 __all__ = ["D2O", "attention_density", "compress", "layer_ratios"]
+
+
+def contract_instances() -> dict[str, D2O]:
+    """What the contract of KV-cache methods is checked on; one without layers left alone, so that the budget is exact."""
+    even = D2O(0.3, skip_layers=(), density=None)
+    return {"even layers": even, "scatter mean": replace(even, merge="scatter_mean"), "no merge": replace(even, merge=None)}

@@ -14,6 +14,8 @@ its teacher has the size of the student, where the paper speaks of a larger one 
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenry.lazy import lazy_exports
 
 _EXPORTS = {
@@ -43,3 +45,10 @@ _EXPORTS = {
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)
+
+
+def contract_instances() -> dict[str, Any]:
+    """What the contract of pruners inside a vision transformer is checked on."""
+    from tokenry.pruning.eet.prune import EET
+
+    return {"EET": EET()}

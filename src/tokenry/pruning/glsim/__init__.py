@@ -15,6 +15,8 @@ are cut off unless the box is one patch thick. That is the default here too (all
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenry.lazy import lazy_exports
 
 _EXPORTS = {
@@ -32,3 +34,10 @@ _EXPORTS = {
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)
+
+
+def contract_instances() -> dict[str, Any]:
+    """What the contract of the wing is checked on."""
+    from tokenry.pruning.glsim.source import GLSim
+
+    return {"GLSim": GLSim(0.25)}

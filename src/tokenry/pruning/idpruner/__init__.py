@@ -44,6 +44,15 @@ __all__ = [
 ]
 
 
+def contract_instances() -> dict[str, IDPruner]:
+    """What the contract of the wing is checked on."""
+    return {
+        "raw": IDPruner(0.25),
+        "soft top-k": IDPruner(0.25, importance_transform="soft_topk"),
+        "three a round": IDPruner(0.25, per_round=3),
+    }
+
+
 @dataclass(frozen=True)
 class IDPruner(VisualPruner):
     """Keep visual tokens by maximal marginal relevance (Algorithm 1).

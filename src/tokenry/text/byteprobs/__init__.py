@@ -14,6 +14,8 @@ two encodings of one prefix open, both of which are followed. `valid_only=False`
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenry.lazy import lazy_exports
 
 _EXPORTS = {
@@ -30,3 +32,26 @@ _EXPORTS = {
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)
+
+
+def contract_instances() -> dict[str, Any]:
+    """What the contract of byte models is checked on: random weights under a byte-level tokenizer of few merges."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tokenry.text.byteprobs.ensemble import ByteEnsemble
+    from tokenry.text.byteprobs.model import ByteLM
+
+    def made(*merges: tuple[str, str]) -> ByteLM:
+        pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
+        inner = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=list(merges)))
+        inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            bos_token_id=len(pieces), eos_token_id=len(pieces) + 1, initializer_range=0.4,
+        )  # fmt: skip
+        return ByteLM(LlamaForCausalLM(config).eval(), tokenizer)
+
+    one = made(("t", "h"), ("th", "e"))
+    return {"byte level": one, "ensemble": ByteEnsemble([one, made(("q", "u"), ("h", "e"))])}

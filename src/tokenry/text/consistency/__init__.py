@@ -15,6 +15,9 @@ alignment, the order and exact rules of the types and the mechanics of the mask 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from tokenry.lazy import lazy_exports
 
 _EXPORTS = {
@@ -57,3 +60,11 @@ _EXPORTS = {
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)
+
+
+def contract_instances() -> dict[str, Any]:
+    """What the contract of probes is checked on, for a model without a chat template."""
+    from tokenry.text.consistency.probe import ConsistencyProbe
+
+    probe = ConsistencyProbe(share=0.3, format="few_shot")
+    return {name: replace(probe, intervention=name) for name in ("none", "mask", "canonical")}

@@ -15,6 +15,8 @@ empty); a size that is a power of two is not doubled by padding. Citation abbrev
 
 from __future__ import annotations
 
+from tokenizers import Tokenizer
+
 from tokenry.text.kl3m.custom import GROUPS, citation_strings, custom_tokens, reporter_abbreviations
 from tokenry.text.kl3m.evaluation import (
     Agreement,
@@ -61,3 +63,13 @@ __all__ = [
     "train_char_tokenizer",
     "train_domain_tokenizer",
 ]
+
+
+def contract_instances() -> dict[str, Tokenizer]:
+    """What the contract of tokenizers is checked on: both recipes on a few lines."""
+    lines = [f"Section {number}. The party of the first part shall pay {number}%" for number in range(1980, 2000)]
+    return {
+        "domain": train_domain_tokenizer(lines, 1024),
+        "characters": train_char_tokenizer(lines, 320),
+        "lower case": train_domain_tokenizer(lines, 1024, lowercase=True),
+    }

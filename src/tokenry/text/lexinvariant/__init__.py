@@ -18,6 +18,8 @@ permuted for every sequence.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenry.lazy import lazy_exports
 
 _AT = "tokenry.text.lexinvariant."
@@ -48,3 +50,34 @@ _EXPORTS = {
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)
+
+
+def contract_instances() -> dict[str, Any]:
+    """What the contract of language models is checked on: two bodies, semi-lexinvariant, and with fixed tokens."""
+    import torch
+    from transformers import LlamaConfig
+
+    from tokenry.text.lexinvariant.config import LexinvariantConfig
+    from tokenry.text.lexinvariant.lexicon import Lexicon
+    from tokenry.text.lexinvariant.model import LexinvariantForCausalLM
+
+    def rows_of(lexicon: Lexicon, rows: slice) -> Lexicon:
+        return Lexicon(*(None if part is None else part[rows] for part in (lexicon.rows, lexicon.index, lexicon.replaced)))  # pyright: ignore
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
+    fixed = torch.ones(3, 9, dtype=torch.bool)
+    fixed[:, [0, 3]] = False
+    cases: dict[str, tuple[dict[str, Any], torch.Tensor | None]] = {
+        "own body": ({}, None),
+        "Llama": ({"body": LlamaConfig(intermediate_size=32, **sizes)}, None),
+        "semi": ({"random_rate": 0.2, "readout_map": True}, torch.rand(3, 9) < 0.5),
+        "fixed tokens": ({"fixed_tokens": [0, 3]}, fixed),
+    }
+    found = {}
+    for name, (options, replaced) in cases.items():
+        model = LexinvariantForCausalLM(LexinvariantConfig(vocab_size=9, **sizes, **options))
+        for weight in model.parameters():  # some start at zero: let them matter
+            weight.data.add_(0.05 * torch.randn_like(weight))
+        batch = {"input_ids": torch.randint(0, 9, (3, 6)), "lexicon": Lexicon(torch.randn(3, 9, 16), None, replaced)}
+        found[name] = {"model": model, "batch": batch, "rows_of": {"lexicon": rows_of}}
+    return found

@@ -19,6 +19,8 @@ one like GPT-4o's: pass it as `stage1_regex`); word cap and colon rule exist onl
 
 from __future__ import annotations
 
+from tokenizers import Tokenizer
+
 from tokenry.text.bpe import to_transformers, train_bpe, truncate
 from tokenry.text.premium.counting import CorpusCounts, corpus_counts, line_counts
 from tokenry.text.premium.inequity import (
@@ -95,3 +97,9 @@ __all__ = [
     "unique_characters",
     "validate_vocabularies",
 ]
+
+
+def contract_instances() -> dict[str, Tokenizer]:
+    """What the contract of tokenizers is checked on: trained on a few lines, the last tenth of the merges over spaces."""
+    lines = [f"the price of the {word} is {len(word)} in the town" for word in ("salt", "cotton", "corn", "timber")] * 4
+    return {"superword": train_superword(lines, 340)}

@@ -25,6 +25,8 @@ index, so that training and test overlap; here the split is contiguous.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenry.lazy import lazy_exports
 
 _AT = "tokenry.text.wordpool."
@@ -53,3 +55,32 @@ _EXPORTS = {
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)
 __all__ = sorted(_EXPORTS)
+
+
+def contract_instances() -> dict[str, Any]:
+    """What the contract of language models is checked on: three bodies, and the flat baseline."""
+    import torch
+    from transformers import GPT2Config, LlamaConfig
+
+    from tokenry.text.wordpool.baselines import FlatLM, FlatLMConfig
+    from tokenry.text.wordpool.config import WordPoolConfig
+    from tokenry.text.wordpool.model import WordPoolForCausalLM
+
+    sizes: dict[str, Any] = {"vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "dropout": 0}
+    gpt2 = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    llama = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64
+    )
+    units = torch.randint(1, 9, (3, 6, 5)) * (torch.arange(5) < torch.randint(1, 6, (3, 6))[..., None])
+    pooled: dict[str, Any] = {"batch": {"input_units": units}, "ids": "input_units", "mask": "word_mask"}
+    found: dict[str, Any] = {}
+    for name, body in (("own body", None), ("GPT-2", gpt2), ("Llama", llama)):
+        config = WordPoolConfig(**sizes, num_prefix=2, word_layers=1, word_heads=2, word_intermediate_size=32, block_size=8,
+                                canvas_size=7, body=body)  # fmt: skip
+        found[name] = {"model": WordPoolForCausalLM(config), **pooled}
+    flat = FlatLM(FlatLMConfig(**sizes, block_size=8))
+    found["flat"] = {"model": flat, "batch": {"input_ids": torch.randint(0, 9, (3, 6))}}
+    for case in found.values():
+        for weight in case["model"].parameters():  # codes start at zero: let them matter
+            weight.data.add_(0.05 * torch.randn_like(weight))
+    return found
