@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 Status = Literal["built", "planned", "external"]
-Comparison = Literal["vlm", "cache", "audio"]
+Comparison = Literal["vlm", "cache"]
 WINGS = ("pruning", "text", "codecs", "training", "generation", "interpret")
-COMPARISONS = ("vlm", "cache", "audio")
+COMPARISONS = ("vlm", "cache")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 
 from tokenry.catalog import System, system
 from tokenry.cli import run
-from tokenry.lab.compare.methods import default_methods, kv_method, methods_of, quick_methods, visual_method
+from tokenry.lab.compare.methods import default_methods, kv_method, quick_methods, visual_method
 from tokenry.pruning import D2O, H2O, FullCache, IDPruner, NoPruning, RandomPruner, ToDRE, ZOOPrune
 
 
@@ -12,7 +12,6 @@ def test_names_come_from_the_catalogue():
     assert default_methods("vlm") == ("none", "random", "uniform", "topk", "divprune", "fastv", "idpruner", "zooprune", "todre")
     assert default_methods("cache") == ("full", "streaming", "h2o", "snapkv", "d2o")
     assert quick_methods() == ("none", "random", "idpruner", "zooprune", "todre")
-    assert methods_of("audio") == {}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def test_the_default_is_a_quick_look(monkeypatch, capsys, words, limit, batch, k
 def test_rows_refuse_what_they_cannot_be():
     with pytest.raises(ValueError, match="wing of x must be one of"):
         System("x", "", "", "prunning", "")
-    with pytest.raises(ValueError, match="compare of x must be one of vlm, cache, audio"):
+    with pytest.raises(ValueError, match="compare of x must be one of vlm, cache"):
         System("x", "", "", "pruning", "", ("X",), compare="vision")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="for a system that exports something"):
         System("x", "", "", "pruning", "", compare="vlm")

@@ -6,7 +6,7 @@ import pytest
 from tokenry.catalog import systems
 from tokenry.lab.evidence.claim import SCALES
 from tokenry.lab.evidence.results import load_all
-from tokenry.lab.evidence.run import claim_of, rejudge, reproduce
+from tokenry.lab.evidence.run import rejudge, reproduce
 
 MARGINS = {
     "audiotokens": [0.0, 0.0, 0.0, 0.0, 0.02, 0.0, -1.0, 0.0, -0.05, 1.0, 0.3],
@@ -29,7 +29,7 @@ BUILT = [row.slug for row in systems() if row.status == "built"]
 
 @pytest.mark.parametrize("slug", BUILT)
 def test_smoke(slug, tmp_path):
-    claim = claim_of(slug)
+    claim = system(slug).load_claim()
     seen = []
     result = reproduce(claim, scale="smoke", seeds=1, out=tmp_path, progress=lambda message, fraction: seen.append(fraction))
     assert result.complete
@@ -41,7 +41,7 @@ def test_smoke(slug, tmp_path):
 
 @pytest.mark.parametrize("slug", BUILT)
 def test_a_claim_is_a_sentence_with_a_bar_and_three_scales(slug):
-    claim = claim_of(slug)
+    claim = system(slug).load_claim()
     assert claim.system == slug
     assert len(claim.statement.split()) > 8
     assert claim.contrasts
@@ -54,7 +54,7 @@ def test_committed_results_are_intact_and_belong_to_todays_claims(pytestconfig):
     found = load_all(pytestconfig.rootpath / "results")
     assert {r.system for r in found if r.scale == "small"} == set(BUILT)
     for result in found:
-        claim = claim_of(result.system)
+        claim = system(result.system).load_claim()
         assert result.complete
         assert len(result.seeds) >= 3
         assert (result.statement, result.settings) == (claim.statement, claim.settings(result.scale))
@@ -66,7 +66,7 @@ def test_committed_results_are_judged_as_today(pytestconfig):
     Numbers may differ in the last digits, where another scipy rounds its t distribution otherwise.
     """
     for stored in load_all(pytestconfig.rootpath / "results"):
-        again = rejudge(claim_of(stored.system), stored)
+        again = rejudge(system(stored.system).load_claim(), stored)
         assert (again.verdict, again.reason) == (stored.verdict, stored.reason), stored.system
         for now, then in zip(again.comparisons, stored.comparisons, strict=True):
             assert now.keys() == then.keys()
@@ -78,14 +78,14 @@ def test_committed_results_are_judged_as_today(pytestconfig):
 def test_margins_stay_where_they_were_set():
     """A margin is set before the first run and never moved after: whoever moves one has to say so here and on the page."""
     for slug, margins in MARGINS.items():
-        assert [contrast.margin for contrast in claim_of(slug).contrasts] == margins, slug
+        assert [contrast.margin for contrast in system(slug).load_claim().contrasts] == margins, slug
 
 
 def test_no_verdict_depends_on_the_load_of_the_machine(monkeypatch, tmp_path):
     """GLSim is the one claim about cost: its arms are counts, the same when the clock runs wild."""
-    first = reproduce(claim_of("glsim"), scale="smoke", seeds=1, out=tmp_path / "quiet")
+    first = reproduce(system("glsim").load_claim(), scale="smoke", seeds=1, out=tmp_path / "quiet")
     ticks = iter(range(10**9))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks) ** 2))
-    second = reproduce(claim_of("glsim"), scale="smoke", seeds=1, out=tmp_path / "busy")
+    second = reproduce(system("glsim").load_claim(), scale="smoke", seeds=1, out=tmp_path / "busy")
     assert second.seeds[0]["arms"] == first.seeds[0]["arms"]
     assert second.seeds[0]["facts"] != first.seeds[0]["facts"]

@@ -9,7 +9,7 @@ import torch
 from tokenry.core.progress import Progress
 from tokenry.hosts.release import cache_of
 from tokenry.lab.beds.language.recall import Host, continuation_items, score_item, smollm2_host
-from tokenry.lab.compare.methods import kv_method
+from tokenry.lab.compare.methods import default_methods, kv_method
 from tokenry.lab.compare.rows import Row, Settings
 from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
 
@@ -20,7 +20,7 @@ class KVBench:
     """Methods on a causal language model: log-likelihood of the text that follows a compressed prompt."""
 
     quality = "nats per token"
-    default_methods = ("full", "streaming", "h2o", "snapkv", "d2o")
+    default_methods = default_methods("cache")
 
     def __init__(self, settings: Settings) -> None:
         if settings.data is None or not settings.data.is_file():

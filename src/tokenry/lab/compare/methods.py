@@ -28,7 +28,6 @@ _BASELINES: dict[Comparison, dict[str, AtBudget]] = {
         "h2o": H2O.at_budget,
         "snapkv": SnapKV.at_budget,
     },
-    "audio": {},
 }
 
 

@@ -13,7 +13,7 @@ from tokenry.core.progress import Progress, within
 from tokenry.hosts.release import cache_of
 from tokenry.lab.beds.answers import matches
 from tokenry.lab.beds.vqa.bench import HubSubject, PackagedSubject, Subject, answers_of
-from tokenry.lab.compare.methods import visual_method
+from tokenry.lab.compare.methods import default_methods, visual_method
 from tokenry.lab.compare.rows import Row, Settings
 from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
 from tokenry.lab.sources.questions import read_questions
@@ -24,7 +24,7 @@ class VisionBench:
     """Methods on a vision-language model."""
 
     quality = "accuracy"
-    default_methods = ("none", "random", "uniform", "topk", "divprune", "fastv", "idpruner", "zooprune", "todre")
+    default_methods = default_methods("vlm")
 
     def __init__(self, settings: Settings) -> None:
         self.subject = _subject(settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import resource
 import sys
 import time
@@ -14,16 +13,6 @@ from tokenry.core.checks import check_choice, check_int
 from tokenry.core.progress import Progress, within
 from tokenry.lab.evidence.claim import SCALES, Claim, Measurement, Scale, judge
 from tokenry.lab.evidence.results import Result, environment, load, result_path, save
-
-
-def claim_of(slug: str) -> Claim:
-    """The claim of a system of the catalogue (or of one that joined through the entry-point group)."""
-    from tokenry.catalog import system
-
-    row = system(slug)
-    if row.status != "built":
-        raise ValueError(f"{slug} is {row.status}: it has no claim to run yet")
-    return importlib.import_module(f"tokenry.lab.claims.{row.wing}.{row.slug}").CLAIM
 
 
 def reproduce(
