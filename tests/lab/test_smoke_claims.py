@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokenry.catalog import systems
+from tokenry.catalog import system, systems
 from tokenry.lab.evidence.claim import SCALES
 from tokenry.lab.evidence.results import load_all
 from tokenry.lab.evidence.run import rejudge, reproduce
