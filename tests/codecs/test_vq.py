@@ -1,6 +1,9 @@
 """VQ: nearest codes, EMA, losses, estimators, remedies; the statistics of indices."""
 
+import copy
+import inspect
 import math
+import pickle
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tokenry.codecs import ResidualVQ, SimVQ, VectorQuantizer, usage
+from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.core.codebooks import codebooks
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, squared_distances
 from tokenry.core.codebooks.estimators import (
@@ -367,3 +371,16 @@ def test_a_compiled_book_learns_the_same_and_refuses_nan(make):
     with pytest.raises(ValueError, match="finite"):
         compiled(torch.full((30, 4), float("nan")))
     assert torch.equal(quantizer.codebook, before)
+
+
+def test_look_up_options_are_named_once():
+    """The names that type checkers know are those of the constructor behind them."""
+    parameters = inspect.signature(LookupQuantizer.__init__).parameters
+    assert set(LookupOptions.__annotations__) == set(parameters) - {"self", "dim", "codebook_size", "books", "book_dim"}
+
+
+def test_arguments_survive_copies():
+    quantizer = VectorQuantizer(4, 8, decay=0.9)
+    assert quantizer.arguments == {"dim": 4, "codebook_size": 8, "emit": "unit", "decay": 0.9}
+    assert copy.deepcopy(quantizer).arguments == quantizer.arguments
+    assert pickle.loads(pickle.dumps(quantizer)).arguments == quantizer.arguments

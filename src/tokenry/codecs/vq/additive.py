@@ -72,7 +72,6 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
         seed: int = 0,
         channels_first: bool = False,
     ) -> None:
-        given = dict(locals())
         check_choice("estimator", estimator, ("straight_through", "rotation"))
         super().__init__(
             dim, codebook_size, books=check_int("books", books, 1), ema=False, decay=decay, commitment=commitment,
@@ -80,7 +79,6 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
             reset_threshold=reset_threshold, reset_count=reset_count, code_dim=code_dim, seed=seed,
             channels_first=channels_first,
         )  # fmt: skip
-        self._arguments(given)
         self.encoder = check_choice("encoder", encoder, encoders.ENCODERS)
         self.beam = check_int("beam", beam, 1)
         self.sweeps = check_int("sweeps", sweeps, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -65,6 +65,20 @@ class Quantizer(nn.Module, ABC):
         super().__init_subclass__(**options)
         Quantizer._registry[cls.__name__] = cls
 
+    arguments: dict[str, Any]
+
+    def __new__(cls, *values: Any, **options: Any) -> Any:
+        """Remember the constructor's arguments for `save_pretrained`; wrong ones are the constructor's to refuse."""
+        made = super().__new__(cls)
+        with suppress(TypeError):
+            bound = inspect.signature(cls.__init__).bind(made, *values, **options)
+            bound.apply_defaults()
+            _, *given = bound.arguments.items()
+            named = dict(given)
+            extra = named.pop("options", {})
+            object.__setattr__(made, "arguments", named | extra)
+        return made
+
     def __init__(
         self, dim: int, code_dim: int, books: int | None, codebook_size: int, *, channels_first: bool = False, seed: int = 0
     ) -> None:
@@ -81,11 +95,6 @@ class Quantizer(nn.Module, ABC):
             generator = torch.Generator().manual_seed(seed)
             self.project_in = seeded_linear(dim, code_dim, generator)
             self.project_out = seeded_linear(code_dim, dim, generator)
-
-    def _arguments(self, given: dict[str, Any]) -> None:
-        """Remember the constructor's arguments (its ``locals()``) for `save_pretrained`."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        self.arguments = {name: given[name] for name in names if name != "options"} | given.get("options", {})
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

@@ -133,12 +133,10 @@ class LFQ(BinaryQuantizer):
         seed: int = 0,
         channels_first: bool = False,
     ) -> None:
-        given = dict(locals())
         super().__init__(
             bits, groups, temperature=temperature, entropy_weight=entropy_weight, diversity=diversity,
             commitment=commitment, dim=dim, seed=seed, channels_first=channels_first,
         )  # fmt: skip
-        self._arguments(given)
         self.scale = check_range("scale", scale, 0, low_open=True)
 
     @property
@@ -192,13 +190,11 @@ class BSQ(BinaryQuantizer):
         seed: int = 0,
         channels_first: bool = False,
     ) -> None:
-        given = dict(locals())
         check_int("bits", bits, 1, 62)
         super().__init__(
             bits, math.ceil(bits / 9) if groups is None else groups, temperature=temperature, entropy_weight=entropy_weight,
             diversity=diversity, commitment=commitment, dim=dim, seed=seed, channels_first=channels_first,
         )  # fmt: skip
-        self._arguments(given)
         self.sample_weight = check_range("sample_weight", sample_weight, 0)
 
     @property

@@ -50,12 +50,10 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         rotation: bool = False,
         **options: Unpack[LookupOptions],
     ) -> None:
-        given = dict(locals())
         width = check_int("code_dim", options.get("code_dim") or check_int("dim", dim, 1), 1)
         if width % check_int("groups", groups, 1):
             raise ValueError(f"groups must divide the width {width}, got {groups}")
         super().__init__(dim, codebook_size, books=groups, book_dim=width // groups, **options)
-        self._arguments(given)
         self.groups = groups
         self.register_buffer("rotation", torch.eye(width) if rotation else None)
 

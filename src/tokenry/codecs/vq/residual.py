@@ -62,9 +62,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         beam: int = 1,
         **options: Unpack[LookupOptions],
     ) -> None:
-        given = dict(locals())
         super().__init__(dim, codebook_size, books=check_int("levels", levels, 1), **options)
-        self._arguments(given)
         self.levels = levels
         self.quantizer_dropout = check_range("quantizer_dropout", quantizer_dropout, 0, 1)
         self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "sample"))

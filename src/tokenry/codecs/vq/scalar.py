@@ -52,7 +52,6 @@ class FSQ(Quantizer):
         seed: int = 0,
         channels_first: bool = False,
     ) -> None:
-        given = dict(locals())
         sizes = tuple(check_int("levels", level, 2) for level in levels)
         if not sizes:
             raise ValueError("levels must name at least one channel, got none")
@@ -61,7 +60,7 @@ class FSQ(Quantizer):
         if math.prod(sizes) > 2**62:
             raise ValueError(f"levels must have a product of at most 2^62, got {math.prod(sizes)}")
         super().__init__(dim or len(sizes), len(sizes), None, math.prod(sizes), channels_first=channels_first, seed=seed)
-        self._arguments(given | {"levels": list(sizes)})
+        self.arguments["levels"] = list(sizes)
         self.levels = sizes
         self.symmetric = symmetric
         widths = torch.tensor(sizes)

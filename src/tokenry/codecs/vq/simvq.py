@@ -47,10 +47,8 @@ class SimVQ(Quantizer):
         seed: int = 0,
         channels_first: bool = False,
     ) -> None:
-        given = dict(locals())
         check_int("codebook_size", codebook_size, 2)
         super().__init__(dim, dim, None, codebook_size, channels_first=channels_first, seed=seed)
-        self._arguments(given)
         self.commitment = check_range("commitment", commitment, 0)
         self.estimator = check_choice("estimator", estimator, ("straight_through", "rotation"))
         width = check_int("frozen_dim", dim if frozen_dim is None else frozen_dim, 1)

@@ -13,16 +13,19 @@ vector-quantize-pytorch; VQ-VAE itself used beta = 0.25. Variants of released co
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.codecs.vq.base import Choice, spread
-from tokenry.codecs.vq.lookup import Distance, Estimator, LookupQuantizer
+from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.core.checks import check_choice, check_finite, check_int, check_shape
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class VectorQuantizer(LookupQuantizer):
@@ -31,23 +34,26 @@ class VectorQuantizer(LookupQuantizer):
     Args:
         dim: width D.
         codebook_size: K, at least 2.
-        distance: "euclidean", or "cosine": rows and codes of unit norm, the largest dot product wins.
-        ema: the book follows a moving average of its vectors; False: it learns by gradient.
-        decay: g of the moving average.
-        epsilon: of Laplace smoothing.
-        smoothing: "laplace", or "clamp" (n~ = max(n, eps)).
-        commitment: weight of ||z - sg(z_q)||^2.
-        estimator: gradient through the choice: "straight_through", "rotation", "gumbel", "index_backprop".
-        temperature: of the softmax over codes (soft estimators, entropy term); an attribute that may be annealed.
-        kmeans_init: the first training batch sets the book by `kmeans_iterations` rounds of k-means.
-        reset_threshold: a code whose running count falls below it becomes a random vector of the batch; 0 = never.
-        reset_count: count given to such a code, `reset_threshold` by default.
-        code_dim: width of the code space; linear maps lead in and out.
         emit: "unit" or "row": with cosine, give out unit rows or the rows as they are ("row" needs ema=False).
-        entropy_weight: weight of E[H(p)] - diversity H(E[p]), p = softmax over the codes.
-        orthogonality: weight of mean cos^2 between codes (ema=False).
-        seed: of the book and of all draws.
-        channels_first: inputs are [B, D, ...].
+        options: the options below (with their defaults), shared by all quantizers with learned books.
+
+    Options:
+        - distance ("euclidean"): or "cosine": rows and codes of unit norm, the largest dot product wins.
+        - ema (True): the book follows a moving average of its vectors; False: it learns by gradient.
+        - decay (0.8): g of the moving average.
+        - epsilon (1e-5): of Laplace smoothing.
+        - smoothing ("laplace"): or "clamp" (n~ = max(n, eps)).
+        - commitment (1.0): weight of ||z - sg(z_q)||^2.
+        - estimator ("straight_through"): gradient through the choice; or "rotation", "gumbel", "index_backprop".
+        - temperature (1.0): of the softmax over codes (soft estimators, entropy term); an attribute that may be annealed.
+        - kmeans_init (False): the first training batch sets the book by `kmeans_iterations` (10) rounds of k-means.
+        - reset_threshold (0.0): a code whose running count falls below it becomes a random vector of the batch; 0 = never.
+        - reset_count: count given to such a code, `reset_threshold` by default.
+        - code_dim (`dim`): width of the code space; linear maps lead in and out.
+        - entropy_weight (0.0): weight of E[H(p)] - `diversity` (1.0) H(E[p]), p = softmax over the codes.
+        - orthogonality (0.0): weight of mean cos^2 between codes (ema=False).
+        - seed (0): of the book and of all draws.
+        - channels_first (False): inputs are [B, D, ...].
 
     Raises:
         ValueError, TypeError: an argument out of range, named.
@@ -60,38 +66,14 @@ class VectorQuantizer(LookupQuantizer):
         dim: int,
         codebook_size: int,
         *,
-        distance: Distance = "euclidean",
-        ema: bool = True,
-        decay: float = 0.8,
-        epsilon: float = 1e-5,
-        smoothing: Literal["laplace", "clamp"] = "laplace",
-        commitment: float = 1.0,
-        estimator: Estimator = "straight_through",
-        temperature: float = 1.0,
-        kmeans_init: bool = False,
-        kmeans_iterations: int = 10,
-        reset_threshold: float = 0.0,
-        reset_count: float | None = None,
-        code_dim: int | None = None,
         emit: Literal["unit", "row"] = "unit",
-        entropy_weight: float = 0.0,
-        diversity: float = 1.0,
-        orthogonality: float = 0.0,
-        seed: int = 0,
-        channels_first: bool = False,
+        **options: Unpack[LookupOptions],
     ) -> None:
-        given = dict(locals())
-        super().__init__(
-            dim, codebook_size, distance=distance, ema=ema, decay=decay, epsilon=epsilon, smoothing=smoothing,
-            commitment=commitment, estimator=estimator, temperature=temperature, kmeans_init=kmeans_init,
-            kmeans_iterations=kmeans_iterations, reset_threshold=reset_threshold, reset_count=reset_count, code_dim=code_dim,
-            entropy_weight=entropy_weight, diversity=diversity, orthogonality=orthogonality, seed=seed,
-            channels_first=channels_first,
-        )  # fmt: skip
-        self._arguments(given)
+        super().__init__(dim, codebook_size, **options)
         self.emit = check_choice("emit", emit, ("unit", "row"))
-        if emit == "row" and (ema or distance != "cosine"):
-            raise ValueError(f"emit='row' is for distance='cosine' with ema=False, got distance={distance!r}, ema={ema}")
+        if emit == "row" and (self.ema or not self._dot):
+            got = f"distance={self.distance!r}, ema={self.ema}"
+            raise ValueError(f"emit='row' is for distance='cosine' with ema=False, got {got}")
 
     def _emitted(self, book: int) -> Tensor:
         return self.codebook if self.emit == "row" else self._compared(book)
