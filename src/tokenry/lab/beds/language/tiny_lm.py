@@ -38,6 +38,27 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
+def small_llama(
+    tokenizer: Any,
+    seed: int,
+    *,
+    hidden: int,
+    layers: int,
+    key_value_heads: int = 4,
+    positions: int = 256,
+    pad_token_id: int | None = None,
+) -> LlamaForCausalLM:
+    """An untrained Llama of 4 heads with tied embeddings for a tokenizer."""
+    config = LlamaConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=key_value_heads,
+        intermediate_size=3 * hidden, vocab_size=len(tokenizer), max_position_embeddings=positions,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_token_id,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    with seeded(seed):
+        return LlamaForCausalLM(config)
+
+
 def train_lm(
     texts: Sequence[str],
     tokenizer: Any,
@@ -55,20 +76,7 @@ def train_lm(
     ids = torch.cat([torch.tensor(tokenizer(text, add_special_tokens=False).input_ids) for text in texts])
     if len(ids) <= length:
         raise ValueError(f"texts must hold more than length={length} tokens, got {len(ids)}")
-    config = LlamaConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=3 * hidden,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=1024,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    with seeded(seed):
-        model = LlamaForCausalLM(config)
+    model = small_llama(tokenizer, seed, hidden=hidden, layers=layers, key_value_heads=2, positions=1024)
     cast(torch.nn.Module, model).to(device)
     draw = torch.Generator().manual_seed(seed)
 

@@ -17,11 +17,11 @@ from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from tokenry.core.descent import Plan, descend
 from tokenry.core.progress import Progress
-from tokenry.core.seeding import seeded
+from tokenry.lab.beds.language.tiny_lm import small_llama
 from tokenry.text.consistency import MarkedPassage, PromptFormat, mark_words
 from tokenry.text.consistency.marking import bracketed
 from tokenry.text.consistency.spans import Word
@@ -147,7 +147,9 @@ def train_editor(
     `noisy`: fraction q of the words of the answers whose last merge is left out. `copied`: share of transcripts whose word
     stays. `start`: a trained model to go on from (it is copied); otherwise a fresh one of `hidden` and `layers`.
     """
-    model = copy.deepcopy(start) if start is not None else _fresh(tokenizer, hidden, layers, seed)
+    end = tokenizer.eos_token_id
+    fresh = small_llama(tokenizer, seed, hidden=hidden, layers=layers, pad_token_id=end) if start is None else start
+    model = copy.deepcopy(fresh)
     cast(torch.nn.Module, model).to(device)
     draw, merges = random.Random(seed), merges_of(tokenizer)
     drawn = sentences(steps * batch, seed)
@@ -166,25 +168,6 @@ def train_editor(
     plan = Plan(steps=steps + 1, learning_rate=rate, betas=(0.9, 0.95), warmup=0.1, decay="one_cycle")
     descend(model, loss_of, plan, until=steps, log_every=100, progress=progress)
     return model.eval()
-
-
-def _fresh(tokenizer: Any, hidden: int, layers: int, seed: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=3 * hidden,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=256,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    with seeded(seed):
-        model = LlamaForCausalLM(config)
-    return model
 
 
 def _prompt_ids(sentence: Sentence, tokenizer: Any) -> list[int]:
