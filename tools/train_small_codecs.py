@@ -28,7 +28,7 @@ from tokenry.codecs.audio.small_codec import ConvAutoencoder, ConvCodec, ConvCod
 from tokenry.codecs.audio.training import CodecTraining, posthoc_kmeans, start_quantizer, train_codec
 from tokenry.core.checks import check_int
 from tokenry.core.progress import Progress, within
-from tokenry.lab.sources.recordings import Clip, music_corpus, sound_corpus, speech_corpus
+from tokenry.lab.sources.audio.recordings import Clip, music_corpus, sound_corpus, speech_corpus
 
 RATE = 16_000
 SECONDS = 1.5

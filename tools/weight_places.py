@@ -10,9 +10,9 @@ import json
 import torch
 
 from tokenry.lab.assets.folders import fetch
+from tokenry.lab.sources.audio.speaker_encoder import SpeakerEncoder
 from tokenry.lab.sources.cnn import EfficientNetLite0
 from tokenry.lab.sources.raw_weights import PLACES
-from tokenry.lab.sources.speaker_encoder import SpeakerEncoder
 
 
 def row(name, pattern, model, part=None, channels_last=False):

@@ -23,7 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from results_file import environment, write
 from tokenry.codecs.audio import metrics
-from tokenry.lab.sources.recordings import speech_corpus
+from tokenry.lab.sources.audio.recordings import speech_corpus
 
 Pair = Callable[[Tensor, Tensor, int], float]
 

@@ -22,8 +22,8 @@ from tokenry.codecs.audio.metrics import (
     snr,
     stoi,
 )
-from tokenry.codecs.audio.metrics_spectral import _mel_bank
-from tokenry.codecs.audio.resampling import resampled_length
+from tokenry.codecs.audio.metrics.resampling import resampled_length
+from tokenry.codecs.audio.metrics.spectral import _mel_bank
 from tokenry.errors import MissingDependencyError
 
 RATIOS = {"snr": snr, "si_sdr": si_sdr, "si_snr": si_snr, "sdr": sdr, "ci_sdr": ci_sdr}

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.codecs.vq.graph_anchors import NOTHING, PAD, GraphAnchorTokenizer
-from tokenry.codecs.vq.graph_distance import adjacency, pagerank, place_in_group, random_keys
-from tokenry.codecs.vq.graph_embedding import ENCODERS, NodeHashEmbedding
+from tokenry.codecs.vq.graph.anchors import NOTHING, PAD, GraphAnchorTokenizer
+from tokenry.codecs.vq.graph.distance import adjacency, pagerank, place_in_group, random_keys
+from tokenry.codecs.vq.graph.embedding import ENCODERS, NodeHashEmbedding
 
 FAST = settings(max_examples=25, deadline=None)
 

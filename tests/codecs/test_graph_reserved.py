@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenry.codecs.vq.graph_reserved import ReservedNodeEmbedding, connected_relations
+from tokenry.codecs.vq.graph.reserved import ReservedNodeEmbedding, connected_relations
 
 EDGES = torch.tensor([[0, 0, 1], [0, 0, 2], [0, 1, 3], [1, 0, 2], [4, 1, 4]])
 

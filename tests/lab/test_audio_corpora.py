@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from tokenry.errors import AssetDamagedError, AssetMissingError, MissingDependencyError
 from tokenry.lab.assets.folders import ASSETS
-from tokenry.lab.sources import espeak, speech_models
-from tokenry.lab.sources import recordings as audio_corpora
-from tokenry.lab.sources.espeak import Phone, Utterance, _phones, espeak_all
-from tokenry.lab.sources.recordings import (
+from tokenry.lab.sources.audio import espeak, speech_models
+from tokenry.lab.sources.audio import recordings as audio_corpora
+from tokenry.lab.sources.audio.espeak import Phone, Utterance, _phones, espeak_all
+from tokenry.lab.sources.audio.recordings import (
     Clip,
     audio_corpus,
     folder_corpus,
@@ -30,10 +30,10 @@ from tokenry.lab.sources.recordings import (
     speech_corpus,
     split_of,
 )
-from tokenry.lab.sources.speaker_encoder import FRAMES, HOP, SpeakerEncoder, _mel_bank, mel_energies
-from tokenry.lab.sources.speech import audio_length, read_audio, write_audio
-from tokenry.lab.sources.speech_models import d_wer, speaker_similarity, transcribe
-from tokenry.lab.sources.word_errors import normalise, word_error_rate, word_errors
+from tokenry.lab.sources.audio.speaker_encoder import FRAMES, HOP, SpeakerEncoder, _mel_bank, mel_energies
+from tokenry.lab.sources.audio.speech import audio_length, read_audio, write_audio
+from tokenry.lab.sources.audio.speech_models import d_wer, speaker_similarity, transcribe
+from tokenry.lab.sources.audio.word_errors import normalise, word_error_rate, word_errors
 
 few = settings(max_examples=25, deadline=None)
 words = st.lists(st.sampled_from("abcd"), max_size=7)

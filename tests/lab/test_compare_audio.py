@@ -21,9 +21,9 @@ from tokenry.lab.compare import audio
 from tokenry.lab.compare.audio import AudioSettings, compare_audio, load_clips, reconstruct, use_of_codes
 from tokenry.lab.compare.audio_codecs import SampleCodec, named_codec
 from tokenry.lab.pages.audio import spectrogram
-from tokenry.lab.sources import speech_models
-from tokenry.lab.sources.recordings import Clip
-from tokenry.lab.sources.speech import read_audio, write_audio
+from tokenry.lab.sources.audio import speech_models
+from tokenry.lab.sources.audio.recordings import Clip
+from tokenry.lab.sources.audio.speech import read_audio, write_audio
 
 
 def quiet(message, fraction):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokenry.codecs.vq.graph_anchors import GraphAnchorTokenizer
+from tokenry.codecs.vq.graph.anchors import GraphAnchorTokenizer
 from tokenry.lab.beds.graphs.knowledge_graph import (
     HashedNodes,
     KnowledgeGraph,

@@ -11,10 +11,10 @@ from torch import nn
 from tokenry.errors import AssetDamagedError
 from tokenry.lab.assets.folders import fetch
 from tokenry.lab.sources import raw_weights
+from tokenry.lab.sources.audio.speaker_encoder import SpeakerEncoder
+from tokenry.lab.sources.audio.speech import speaker_encoder
 from tokenry.lab.sources.cnn import EfficientNetLite0, efficientnet_lite0
 from tokenry.lab.sources.raw_weights import PLACES, load_raw_weights, weights_at
-from tokenry.lab.sources.speaker_encoder import SpeakerEncoder
-from tokenry.lab.sources.speech import speaker_encoder
 
 
 def network():

@@ -24,9 +24,9 @@ _EXPORTS = {
     "CodeTokens": "tokenry.codecs.vq.code_tokens",
     "from_host": "tokenry.codecs.vq.hosted",
     "to_host": "tokenry.codecs.vq.hosted",
-    "GraphAnchorTokenizer": "tokenry.codecs.vq.graph_anchors",
-    "NodeHashEmbedding": "tokenry.codecs.vq.graph_embedding",
-    "ReservedNodeEmbedding": "tokenry.codecs.vq.graph_reserved",
+    "GraphAnchorTokenizer": "tokenry.codecs.vq.graph.anchors",
+    "NodeHashEmbedding": "tokenry.codecs.vq.graph.embedding",
+    "ReservedNodeEmbedding": "tokenry.codecs.vq.graph.reserved",
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -20,7 +20,7 @@ from tokenry.errors import AssetMissingError
 from tokenry.lab.compare.audio_codecs import DEFAULT, check_codec_name, named_codec
 from tokenry.lab.compare.engine import run
 from tokenry.lab.evidence.claim import bootstrap_difference
-from tokenry.lab.sources.recordings import DOMAINS, Clip, audio_corpus, folder_corpus, speech_corpus
+from tokenry.lab.sources.audio.recordings import DOMAINS, Clip, audio_corpus, folder_corpus, speech_corpus
 
 LONGEST = 10.0  # seconds of a clip that are compared
 BATCH = 4
@@ -212,7 +212,7 @@ def _speech(
     heard: dict[str, list[str]],
 ) -> dict[str, Any]:
     """Word error rates of English clips and the similarity of voices; without the models a note says so."""
-    from tokenry.lab.sources.speech_models import speaker_similarity, transcribe, word_errors
+    from tokenry.lab.sources.audio.speech_models import speaker_similarity, transcribe, word_errors
 
     spoken = [i for i, c in enumerate(clips) if c.language in ("en", "")]
     try:

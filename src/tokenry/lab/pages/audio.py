@@ -15,8 +15,8 @@ from tokenry.codecs.audio.metrics import log_mel
 from tokenry.errors import optional
 from tokenry.lab.pages.figure import svg_of
 from tokenry.lab.pages.frame import render
-from tokenry.lab.sources.recordings import Clip
-from tokenry.lab.sources.speech import write_audio
+from tokenry.lab.sources.audio.recordings import Clip
+from tokenry.lab.sources.audio.speech import write_audio
 
 COLUMNS = (
     # key, heading, digits, unit, what it says

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenry.codecs.vq.graph_anchors import GraphAnchorTokenizer
-from tokenry.codecs.vq.graph_embedding import NodeHashEmbedding
+from tokenry.codecs.vq.graph.anchors import GraphAnchorTokenizer
+from tokenry.codecs.vq.graph.embedding import NodeHashEmbedding
 from tokenry.core.checks import check_int, check_range
 from tokenry.core.descent import Plan, descend
 from tokenry.core.progress import Progress

@@ -81,7 +81,7 @@ def domain_waves(sizes: BenchSizes, seed: int, *, real: bool) -> tuple[dict[str,
         train = {d: synthetic_audio(d, sizes.clips, 2 * seed, seconds=sizes.seconds).wave for d in DOMAINS}
         test = {d: synthetic_audio(d, sizes.test_clips, 2 * seed + 1, seconds=sizes.seconds).wave for d in DOMAINS[:2]}
         return train, test
-    from tokenry.lab.sources.recordings import audio_corpus
+    from tokenry.lab.sources.audio.recordings import audio_corpus
 
     train = {d: _excerpts(audio_corpus(d, "train", sample_rate=SAMPLE_RATE), sizes.clips, sizes, seed) for d in RECORDED}
     test = {d: _excerpts(audio_corpus(d, sample_rate=SAMPLE_RATE), sizes.test_clips, sizes, seed) for d in RECORDED[:2]}

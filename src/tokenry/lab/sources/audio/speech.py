@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tokenry.errors import optional
 from tokenry.lab.assets.folders import fetch
+from tokenry.lab.sources.audio.speaker_encoder import SpeakerEncoder
 from tokenry.lab.sources.raw_weights import load_raw_weights
-from tokenry.lab.sources.speaker_encoder import SpeakerEncoder
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff")
 

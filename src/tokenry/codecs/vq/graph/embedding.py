@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tokenry.codecs.vq.graph_anchors import GraphAnchorTokenizer, NodeHash
-from tokenry.codecs.vq.graph_distance import MISSING
+from tokenry.codecs.vq.graph.anchors import GraphAnchorTokenizer, NodeHash
+from tokenry.codecs.vq.graph.distance import MISSING
 from tokenry.core.checks import check_choice, check_int
 
 ENCODERS = ("concat", "deepsets", "transformer")

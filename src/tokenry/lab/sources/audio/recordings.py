@@ -23,8 +23,8 @@ from torch import Tensor
 from tokenry.codecs.audio.metrics import resample
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.lab.assets.folders import fetch
-from tokenry.lab.sources.espeak import PAUSE, Phone, Utterance, espeak_all
-from tokenry.lab.sources.speech import SUFFIXES, audio_length, read_audio
+from tokenry.lab.sources.audio.espeak import PAUSE, Phone, Utterance, espeak_all
+from tokenry.lab.sources.audio.speech import SUFFIXES, audio_length, read_audio
 
 Split = Literal["train", "test", "all"]
 DOMAINS = ("speech", "music", "sound")

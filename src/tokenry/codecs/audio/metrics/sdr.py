@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenry.codecs.audio.metrics_pair import check_pair, projected_decibels
+from tokenry.codecs.audio.metrics.pair import check_pair, projected_decibels
 from tokenry.core.checks import check_int, check_range
 
 FILTER_LENGTH = 512

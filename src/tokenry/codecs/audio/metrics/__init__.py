@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.codecs.audio.metrics_pair import LIMIT_DB, check_pair, decibels, projected_decibels
-from tokenry.codecs.audio.metrics_sdr import ci_sdr, sdr
-from tokenry.codecs.audio.metrics_spectral import log_mel, mel_distance, multi_resolution_stft_distance
-from tokenry.codecs.audio.metrics_stoi import stoi
-from tokenry.codecs.audio.resampling import resample
+from tokenry.codecs.audio.metrics.pair import LIMIT_DB, check_pair, decibels, projected_decibels
+from tokenry.codecs.audio.metrics.resampling import resample
+from tokenry.codecs.audio.metrics.sdr import ci_sdr, sdr
+from tokenry.codecs.audio.metrics.spectral import log_mel, mel_distance, multi_resolution_stft_distance
+from tokenry.codecs.audio.metrics.stoi import stoi
 from tokenry.core.checks import check_choice
 from tokenry.errors import MissingDependencyError
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenry.codecs.audio.metrics_pair import Pair, check_pair, check_wave, inside_of
+from tokenry.codecs.audio.metrics.pair import Pair, check_pair, check_wave, inside_of
 from tokenry.core.checks import check_finite, check_int
 
 FLOOR = 1e-4  # of full scale, -80 dB

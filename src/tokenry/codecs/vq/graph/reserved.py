@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenry.codecs.vq.graph_anchors import Edges, check_ids, edge_columns
+from tokenry.codecs.vq.graph.anchors import Edges, check_ids, edge_columns
 from tokenry.core.checks import check_int, check_range
 from tokenry.core.selection import top_k
 from tokenry.core.similarity import unit_rows

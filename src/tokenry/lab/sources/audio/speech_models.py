@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.codecs.audio.metrics import resample
-from tokenry.codecs.audio.metrics_pair import check_wave
+from tokenry.codecs.audio.metrics.pair import check_wave
 from tokenry.core.checks import check_choice, check_finite, check_int
 from tokenry.errors import optional
-from tokenry.lab.sources.speaker_encoder import SpeakerEncoder
-from tokenry.lab.sources.speech import Recogniser, speaker_encoder, whisper
-from tokenry.lab.sources.word_errors import word_error_rate, word_errors
+from tokenry.lab.sources.audio.speaker_encoder import SpeakerEncoder
+from tokenry.lab.sources.audio.speech import Recogniser, speaker_encoder, whisper
+from tokenry.lab.sources.audio.word_errors import word_error_rate, word_errors
 
 __all__ = ["d_wer", "speaker_embeddings", "speaker_similarity", "transcribe", "word_error_rate", "word_errors"]
 

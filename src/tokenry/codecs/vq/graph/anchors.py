@@ -5,7 +5,7 @@ anchor nodes, R relation types, distances, PAD and NOTHING; there is no row per 
 node that was not there in training needs nothing but its edges. :class:`GraphAnchorTokenizer` follows NodePiece (Galkin et
 al., ICLR 2022): anchors by a mix of degree, PageRank and chance; distances over edges in both directions; m distinct relation
 types per node. ``variant="random"`` is RandomEQ: k random anchors and m random relations per node, which asks how much the
-structure in a hash matters beyond hashes being different. :class:`~tokenry.codecs.vq.graph_embedding.NodeHashEmbedding`
+structure in a hash matters beyond hashes being different. :class:`~tokenry.codecs.vq.graph.embedding.NodeHashEmbedding`
 turns hashes into vectors.
 
 Inferred: ties go to the anchor of lower rank (rank = order of choice); a hash is ordered by (distance, rank).
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tokenry.codecs.vq.graph_distance import (
+from tokenry.codecs.vq.graph.distance import (
     MISSING,
     Adjacency,
     adjacency,
@@ -32,7 +32,7 @@ from tokenry.codecs.vq.graph_distance import (
     random_keys,
     sampled_anchors,
 )
-from tokenry.codecs.vq.graph_health import HashHealth, hash_health
+from tokenry.codecs.vq.graph.health import HashHealth, hash_health
 from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_choice, check_int, check_range, check_tensor
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenry.codecs.audio.metrics_pair import check_lengths, check_wave, inside_of
+from tokenry.codecs.audio.metrics.pair import check_lengths, check_wave, inside_of
 from tokenry.core.checks import check_finite, check_int, check_range
 
 ZEROS = 32  # zero crossings of the sinc a side

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenry.codecs.audio.metrics_pair import check_pair, inside_of
-from tokenry.codecs.audio.resampling import resample
+from tokenry.codecs.audio.metrics.pair import check_pair, inside_of
+from tokenry.codecs.audio.metrics.resampling import resample
 from tokenry.core.checks import check_int
 
 RATE = 10_000

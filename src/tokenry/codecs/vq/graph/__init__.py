@@ -1,0 +1,1 @@
+"""Graph anchor-relation tokens and what surrounds them."""

@@ -1,0 +1,1 @@
+"""Speech, music and sound: recordings, models that hear them, voices that speak."""
