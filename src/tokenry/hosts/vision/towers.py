@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tokenry.core.checks import check_int
 from tokenry.errors import UnsupportedModelError
@@ -117,10 +117,6 @@ class VisionHost:
         if height % self.patch[0] or width % self.patch[1]:
             raise ValueError(f"image_size must be a multiple of the patch size {self.patch}, got {(height, width)}")
         return height // self.patch[0], width // self.patch[1]
-
-    def patch_count(self, tokens: Tensor) -> int:
-        """Number of patch tokens in `tokens` [B,prefix+N,D]."""
-        return tokens.shape[1] - self.prefix
 
     def block(self, layer: int) -> int:
         """`layer` as a non-negative block index; negative values count from the end.

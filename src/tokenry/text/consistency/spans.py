@@ -21,11 +21,6 @@ class Word:
     start: int
     end: int
 
-    @property
-    def is_word(self) -> bool:
-        """Whether it holds a letter or a digit."""
-        return any(char.isalnum() for char in self.text)
-
 
 def split_words(text: str, separators: str = "") -> list[Word]:
     """Words and runs of punctuation in order; white space and the characters of `separators` are between them.

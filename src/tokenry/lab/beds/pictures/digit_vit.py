@@ -8,7 +8,6 @@ kept in memory for the process.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -186,11 +185,6 @@ def train_digit_vit(
 def digit_vit(seed: int = 0, *, epochs: int = EPOCHS) -> nn.Module:
     """The trained classifier of `seed`, trained when first asked for (about half a minute) and kept for the process."""
     return train_digit_vit(seed, epochs=epochs)
-
-
-def digit_hash_model(seed: int = 0, *, bits: int = 8, epochs: int = EPOCHS) -> EETHashModel:
-    """A dense hashing model on a copy of the trained classifier of `seed`; see :func:`hash_model_on`."""
-    return hash_model_on(copy.deepcopy(digit_vit(seed, epochs=epochs)), bits=bits, seed=seed)
 
 
 def hash_model_on(classifier: Any, *, bits: int, seed: int) -> EETHashModel:
