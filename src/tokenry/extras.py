@@ -8,7 +8,7 @@ from tokenry.errors import MissingDependencyError
 
 EXTRAS: dict[str, dict[str, str]] = {
     "lab": {
-        "gguf": "gguf", "jinja2": "jinja2", "matplotlib": "matplotlib", "pandas": "pandas", "pillow": "PIL",
+        "accelerate": "accelerate", "gguf": "gguf", "jinja2": "jinja2", "matplotlib": "matplotlib", "pandas": "pandas", "pillow": "PIL",
         "scikit-learn": "sklearn", "scipy": "scipy", "soundfile": "soundfile", "statsmodels": "statsmodels",
     },
     "search": {"faiss-cpu": "faiss"},
