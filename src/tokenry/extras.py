@@ -8,8 +8,9 @@ from tokenry.errors import MissingDependencyError
 
 EXTRAS: dict[str, dict[str, str]] = {
     "lab": {
-        "accelerate": "accelerate", "gguf": "gguf", "jinja2": "jinja2", "matplotlib": "matplotlib", "pandas": "pandas", "pillow": "PIL",
-        "scikit-learn": "sklearn", "scipy": "scipy", "soundfile": "soundfile", "statsmodels": "statsmodels",
+        "accelerate": "accelerate", "gguf": "gguf", "jinja2": "jinja2", "matplotlib": "matplotlib", "pandas": "pandas",
+        "pillow": "PIL", "scikit-learn": "sklearn", "scipy": "scipy", "soundfile": "soundfile",
+        "statsmodels": "statsmodels",
     },
     "search": {"faiss-cpu": "faiss"},
     "training": {"accelerate": "accelerate", "datasets": "datasets", "peft": "peft", "trl": "trl"},
