@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenry.testing.models import IMAGE_TOKEN
+from tokenry.testing.zoo import IMAGE_TOKEN
 
 from tokenry.pruning import Compose, DivPrune, FastV, IDPruner, NoPruning, RandomPruner, TopK, UniformGrid
 from tokenry.pruning.baselines import SELECTORS
