@@ -7,10 +7,7 @@ import pytest
 import torch
 
 from tests.contracts import random_state_kept
-from tokenry import testing
-from tokenry.catalog import systems
-from tokenry.testing import check_contract, contract_instances, tiny
-from tokenry.testing.contract import _kinds
+from tokenry.testing import tiny
 from tokenry.testing.zoo import NAMES
 
 
