@@ -79,7 +79,8 @@ def tiny(name: str, *, seed: int = 0, **overrides: Any) -> Any:
             deit, dinov2, dinov2_with_registers, clip, siglip), an audio codec of 1 kHz (encodec, dac, mimi), or a
             vision-language model (llava, onevision, qwen2_5_vl).
         seed: of the weights; the global random state is left as it was.
-        overrides: fields of the config, and further arguments of the class (``add_pooling_layer``); for vision-language models ``layers`` of the decoder and ``attention``.
+        overrides: fields of the config, and further arguments of the class (``add_pooling_layer``); for vision-language
+            models ``layers`` of the decoder and ``attention``.
 
     Raises:
         ValueError: no such name.
