@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
-from tests.text.tokenizers import make
+from tests.text.tokenizers import llama, make
 from tokenry import UnsupportedModelError
 from tokenry.hosts.text import ByteVocabulary, is_canonical
 from tokenry.text.consistency import (
@@ -34,15 +34,6 @@ TEXT = "The quick brown fox isn't over the lazy dog's bones, and \u201cthose\u20
 
 def fast(layout: str = "gpt2") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=make(layout), bos_token="<s>", eos_token="</s>")
-
-
-def llama(size: int, seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, vocab_size=size,
-        max_position_embeddings=512, bos_token_id=0, eos_token_id=1, initializer_range=0.4,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def test_words_are_cut_from_their_punctuation() -> None:
