@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.contracts import random_state_kept
-from tokenry.testing import tiny
+from tokenry.testing import llava_inputs, onevision_inputs, qwen_inputs, tiny
 from tokenry.testing.zoo import NAMES
 
 
@@ -26,9 +26,17 @@ def test_the_weights_follow_from_the_seed_alone(name):
     assert sum(p.numel() for p in model.parameters()) < 100_000
 
 
+@pytest.mark.parametrize("make", [llava_inputs, onevision_inputs, qwen_inputs])
+def test_inputs_follow_from_the_seed_alone(make):
+    with random_state_kept():
+        first, again, other = make(), make(), make(seed=1)
+    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    assert not torch.equal(first["pixel_values"], other["pixel_values"])
+
+
 def test_overrides_are_fields_of_the_config_or_arguments_of_the_class():
-    assert tiny("llama", num_hidden_layers=3, rms_norm_eps=0.5).config.rms_norm_eps == 0.5
-    assert len(tiny("llama", num_hidden_layers=3).model.layers) == 3
+    model = tiny("llama", num_hidden_layers=3, rms_norm_eps=0.5)
+    assert (len(model.model.layers), model.config.rms_norm_eps) == (3, 0.5)
     assert len(tiny("llava", layers=3).model.language_model.layers) == 3
     assert tiny("vit").pooler is None
     assert tiny("vit", add_pooling_layer=True).pooler is not None

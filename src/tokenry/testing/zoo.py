@@ -11,17 +11,11 @@ from torch import Tensor
 from tokenry.core.checks import check_choice
 from tokenry.core.seeding import seeded
 
-_TEXT: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+_TOKENS: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 63}
+_TEXT = {
+    **_TOKENS, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 63,
-}
+}  # fmt: skip
 IMAGE_TOKEN, VIDEO_TOKEN = 60, 59
 
 _DECODER = {**_TEXT, "num_hidden_layers": 2}
@@ -29,12 +23,8 @@ _VISION = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 24,
     "patch_size": 4,
 }  # fmt: skip
-_GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "bos_token_id": 1, "eos_token_id": 63}
-_BERT = {
-    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "pad_token_id": 0,
-}  # fmt: skip
-_MAMBA = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 63}
+_GPT2 = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+_MAMBA = {**_TOKENS, "hidden_size": 32, "num_hidden_layers": 2}
 _ENCODEC = {
     "sampling_rate": 1000, "upsampling_ratios": [5, 2, 2], "num_filters": 4, "hidden_size": 16, "codebook_size": 16,
     "target_bandwidths": [0.8, 1.6], "num_lstm_layers": 1,
@@ -57,7 +47,7 @@ _PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3ForCausalLM", {**_DECODER, "head_dim": 8}),
     "gpt2": ("GPT2LMHeadModel", _GPT2),
     "mamba": ("MambaForCausalLM", _MAMBA),
-    "bert": ("BertModel", _BERT),
+    "bert": ("BertModel", _DECODER),
     "vit": ("ViTModel", {**_VISION, "add_pooling_layer": False}),
     "deit": ("DeiTModel", _VISION),
     "dinov2": ("Dinov2Model", _VISION),
