@@ -1,9 +1,15 @@
-"""The instances that the contract tests of a wing run over."""
+"""The instances that the contract tests of a wing run over, and what holds for every one of them."""
 
+import pickle
+import random
+from contextlib import contextmanager
+
+import numpy as np
 import pytest
+import torch
 
 from tokenry.catalog import systems
-from tokenry.testing import contract_instances
+from tokenry.testing import check_contract, contract_instances
 
 
 def of_wing(wing):
@@ -14,3 +20,22 @@ def of_wing(wing):
         if row.status == "built"
         for name, instance in contract_instances(row).items()
     ]
+
+
+@contextmanager
+def random_state_kept():
+    """The block leaves the global random state of torch, numpy and random as it was."""
+
+    def states():
+        return {"torch": torch.get_rng_state().numpy(), "numpy": np.random.get_state(), "random": random.getstate()}  # noqa: NPY002
+
+    before = states()
+    yield
+    changed = [name for name, state in states().items() if pickle.dumps(state) != pickle.dumps(before[name])]
+    assert not changed, f"the global random state was changed: {changed}"
+
+
+def keeps_contract(instance):
+    """Its contract holds, and the check draws nothing from the global random state."""
+    with random_state_kept():
+        check_contract(instance)

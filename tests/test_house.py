@@ -170,6 +170,12 @@ def test_who_may_call(attribute):
     assert callers(attribute) == CALLS.get(attribute, set())
 
 
+def test_tests_seed_inside_a_block_of_their_own():
+    """Models come from `tiny`, other first weights from within `seeded`: no test hands its state on to the next."""
+    call = re.compile(r"(torch\.manual_seed|random\.seed)\(")
+    assert [path.name for path in (ROOT / "tests").rglob("*.py") if call.search(path.read_text())] == []
+
+
 BUILT = [row for row in systems() if row.status == "built"]
 
 

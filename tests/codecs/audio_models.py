@@ -1,7 +1,8 @@
 """Tiny random transformers codecs whose books lie where their latents lie, so that many codes are in use."""
 
 import torch
-import transformers as tf
+
+from tokenry.testing import tiny
 
 RATE = 1000
 
@@ -18,23 +19,19 @@ def settle_books(model, latents, seed=0):
     return model
 
 
+def noise(channels=1):
+    return 0.3 * torch.randn(4, channels, 400, generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
 def tiny_encodec(**options):
-    torch.manual_seed(0)
-    sizes = {"sampling_rate": RATE, "upsampling_ratios": [5, 2, 2], "num_filters": 4, "hidden_size": 16, "codebook_size": 16,
-             "target_bandwidths": [0.8, 1.6], "num_lstm_layers": 1, **options}  # fmt: skip
-    model = tf.EncodecModel(tf.EncodecConfig(**sizes)).eval()
-    return settle_books(model, model.encoder(0.3 * torch.randn(4, model.config.audio_channels, 400)))
+    model = tiny("encodec", **options)
+    return settle_books(model, model.encoder(noise(model.config.audio_channels)))
 
 
 @torch.no_grad()
 def tiny_dac():
-    torch.manual_seed(0)
-    config = tf.DacConfig(
-        encoder_hidden_size=4, decoder_hidden_size=32, downsampling_ratios=[2, 4, 5], n_codebooks=4, codebook_size=16,
-        codebook_dim=4, sampling_rate=RATE,
-    )  # fmt: skip
-    model = tf.DacModel(config).eval()
+    model = tiny("dac")
     for module in model.encoder.modules():
         if isinstance(module, torch.nn.Conv1d):
             module.weight.mul_(8.0)  # the initial weights (0.02) let next to nothing through
@@ -43,14 +40,8 @@ def tiny_dac():
 
 @torch.no_grad()
 def tiny_mimi():
-    torch.manual_seed(0)
-    config = tf.MimiConfig(
-        sampling_rate=RATE, upsampling_ratios=[5, 2], num_filters=4, hidden_size=16, codebook_size=16, codebook_dim=16,
-        vector_quantization_hidden_dimension=16, num_quantizers=4, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, intermediate_size=32, sliding_window=6, upsample_groups=16,
-    )  # fmt: skip
-    model = tf.MimiModel(config).eval()
-    return settle_books(model, model.encoder(0.3 * torch.randn(4, 1, 400)).latents)
+    model = tiny("mimi")
+    return settle_books(model, model.encoder(noise()).latents)
 
 
 HOSTS = {

@@ -5,12 +5,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-import transformers as tf
 
 from tests.codecs.audio_models import HOSTS, RATE, tiny_dac, tiny_encodec, tiny_mimi
 from tokenry.codecs.audio import AudioCodes, HostedCodec, bitrate, encode_in_chunks, load_audio_codec
 from tokenry.errors import UnsupportedModelError
-from tokenry.testing.audio_codecs import AUDIO_CODEC_CHECKS
+from tokenry.testing import AUDIO_CODEC_CHECKS, tiny
 
 MODELS = {}
 
@@ -109,14 +108,8 @@ def test_embeddings_are_what_the_decoder_reads():
 
 
 def test_rates_of_the_published_sizes_are_computed():
-    encodec = tf.EncodecConfig()
-    assert encodec.hop_length == 320
-    layouts = {
-        "encodec": HostedCodec(tiny_encodec(sampling_rate=24000, upsampling_ratios=[8, 5, 4, 2], codebook_size=1024,
-                                            target_bandwidths=[1.5, 24.0])),
-        "mimi": None,
-    }  # fmt: skip
-    codec = layouts["encodec"]
+    sizes = {"sampling_rate": 24000, "upsampling_ratios": [8, 5, 4, 2], "codebook_size": 1024, "target_bandwidths": [1.5, 24.0]}
+    codec = HostedCodec(tiny("encodec", **sizes))
     assert codec.frame_rate == 75
     assert codec.max_codebooks == 32
     codec.n_codebooks = 8
@@ -125,11 +118,8 @@ def test_rates_of_the_published_sizes_are_computed():
 
 
 def test_mimi_at_eight_books_is_1_1_kbps():
-    config = tf.MimiConfig(
-        num_filters=4, hidden_size=16, codebook_dim=8, vector_quantization_hidden_dimension=8, num_quantizers=8,
-        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=16, upsample_groups=16,
-    )  # fmt: skip
-    codec = load_audio_codec(tf.MimiModel(config))
+    sizes = {"sampling_rate": 24000, "upsampling_ratios": [8, 6, 5, 4], "codebook_size": 2048, "num_quantizers": 8}
+    codec = load_audio_codec(tiny("mimi", **sizes))
     assert codec.frame_rate == Fraction(25, 2)
     assert bitrate(codec) == pytest.approx(1100)
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.contracts import random_state_kept
 from tokenry.codecs.audio import (
     BookAttention,
     BookEmbedding,
@@ -204,13 +205,10 @@ def test_the_same_probe_on_features():
 
 def test_probes_are_seeded_and_leave_the_global_generator_alone():
     codes = random_codes(8, 6, (4,))
-    state = torch.random.get_rng_state()
-    runs = []
-    for _ in range(2):
-        probe = TokenProbe(4, codebook_sizes=(4,), dim=4, seed=3)
-        runs.append(train_probe(probe, codes, codes[..., 0], ProbeTraining(steps=5)))
-    assert runs[0] == runs[1]
-    assert torch.equal(torch.random.get_rng_state(), state)
+    with random_state_kept():
+        probes = [TokenProbe(4, codebook_sizes=(4,), dim=4, seed=3) for _ in range(2)]
+        one, two = (train_probe(probe, codes, codes[..., 0], ProbeTraining(steps=5)) for probe in probes)
+    assert one == two
 
 
 def test_probes_refuse():

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.contracts import random_state_kept
 from tokenry.codecs import BSQ, FSQ, LFQ, ProductVQ, ResidualVQ, SimVQ, VectorQuantizer
 from tokenry.codecs.audio import (
     AudioCodec,
@@ -173,9 +174,8 @@ def test_save_and_load(name, tmp_path):
 
 
 def test_the_weights_depend_on_the_seed_alone():
-    state = torch.random.get_rng_state()
-    one, two, other = (ConvAutoencoder(replace(SIZES, seed=s)) for s in (1, 1, 2))
-    assert torch.equal(torch.random.get_rng_state(), state)
+    with random_state_kept():
+        one, two, other = (ConvAutoencoder(replace(SIZES, seed=s)) for s in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(next(one.parameters()), next(other.parameters()))
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenry.codecs.vq.graph.anchors import NOTHING, PAD, GraphAnchorTokenizer
 from tokenry.codecs.vq.graph.distance import adjacency, pagerank, place_in_group, random_keys
 from tokenry.codecs.vq.graph.embedding import ENCODERS, NodeHashEmbedding
+from tokenry.core.seeding import seeded
 
 FAST = settings(max_examples=25, deadline=None)
 
@@ -243,9 +244,9 @@ def test_place_in_group():
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
+@seeded(0)
 def test_vectors_depend_on_hashes_alone(encoder):
     tokenizer = GraphAnchorTokenizer(PATH, 6, 3, anchors=[3, 1], nearest=2, relations=2)
-    torch.manual_seed(0)
     embed = NodeHashEmbedding(tokenizer, 8, encoder=encoder).eval()
     hashes = tokenizer.encode(torch.tensor([[0, 5], [2, 0]]))
     vectors = embed(hashes)
@@ -259,10 +260,10 @@ def test_vectors_depend_on_hashes_alone(encoder):
 
 
 @pytest.mark.parametrize("encoder", ["deepsets", "transformer"])
+@seeded(0)
 def test_more_padding_changes_nothing(encoder):
     narrow = GraphAnchorTokenizer(PATH, 6, 3, anchors=[3, 1], nearest=2, relations=3)
     wide = GraphAnchorTokenizer(PATH, 6, 3, anchors=[3, 1], nearest=2, relations=9)
-    torch.manual_seed(0)
     embed = NodeHashEmbedding(narrow, 8, encoder=encoder).eval()
     other = NodeHashEmbedding(wide, 8, encoder=encoder).eval()
     other.load_state_dict(embed.state_dict())

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenry.codecs.vq.graph.reserved import ReservedNodeEmbedding, connected_relations
+from tokenry.core.seeding import seeded
 
 EDGES = torch.tensor([[0, 0, 1], [0, 0, 2], [0, 1, 3], [1, 0, 2], [4, 1, 4]])
 
@@ -43,8 +44,8 @@ def test_reserved_nodes_are_the_most_alike(seed, nodes, relations):
             assert torch.allclose(cosine[v, embed.near[v]], best[v], atol=1e-5)
 
 
+@seeded(0)
 def test_vectors_depend_on_relations_and_reserved_nodes_alone():
-    torch.manual_seed(0)
     embed = ReservedNodeEmbedding(EDGES, 6, 2, 8, reserved=torch.tensor([0, 2]), nearest=2)
     every = embed()
     assert every.shape == (6, 8)

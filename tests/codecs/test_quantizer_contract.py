@@ -2,10 +2,9 @@
 
 import pytest
 
-from tests.contracts import of_wing
-from tokenry.testing import check_contract
+from tests.contracts import keeps_contract, of_wing
 
 
 @pytest.mark.parametrize("instance", of_wing("codecs"))
 def test_contract(instance):
-    check_contract(instance)
+    keeps_contract(instance)

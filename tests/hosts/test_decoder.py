@@ -13,47 +13,25 @@ from tokenry.hosts import decoder
 from tokenry.hosts.cache import TrackedLayer, compress_cache
 from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning.kv_baselines import H2O, SnapKV, StreamingLLM
+from tokenry.testing import tiny
 
-SMALL = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "initializer_range": 0.3,
-}
 FAMILIES = {
-    "llama": (tf.LlamaConfig, tf.LlamaForCausalLM, {}),
-    "mistral": (tf.MistralConfig, tf.MistralForCausalLM, {"sliding_window": None}),
-    "qwen2": (tf.Qwen2Config, tf.Qwen2ForCausalLM, {}),
-    "qwen3": (tf.Qwen3Config, tf.Qwen3ForCausalLM, {}),
-    "phi3": (
-        tf.Phi3Config,
-        tf.Phi3ForCausalLM,
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-    ),
-    "gemma3": (
-        tf.Gemma3TextConfig,
-        tf.Gemma3ForCausalLM,
-        {
-            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-            "sliding_window": 8,
-            "query_pre_attn_scalar": 20,
-        },
-    ),
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {},
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "gemma3": {
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 20,
+    },
 }
 
 
 def build(name: str = "llama", attention: str = "sdpa", **changes) -> nn.Module:
-    config, cls, special = FAMILIES[name]
-    torch.manual_seed(0)
-    return cls(config(**{**SMALL, **special, **changes}, attn_implementation=attention)).eval()
+    sizes = {"vocab_size": 97, "num_hidden_layers": 3, "eos_token_id": None, "initializer_range": 0.3}
+    return tiny(name, **{**sizes, **FAMILIES[name], **changes}, attn_implementation=attention)
 
 
 def prompt(length: int = 40, batch: int = 1, seed: int = 0) -> torch.Tensor:
@@ -126,47 +104,18 @@ def test_families_compress_alike_under_sdpa_and_eager_and_with_padding(name):
     torch.testing.assert_close(plain[:, 0], results["sdpa"][:, 0], atol=2e-3, rtol=2e-3)  # the prompt itself is untouched
 
 
-def vision_language_models():
-    text = {k: v for k, v in SMALL.items() if k != "head_dim"}
-    vision = tf.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    torch.manual_seed(0)
-    yield tf.LlavaForConditionalGeneration(
-        tf.LlavaConfig(vision_config=vision, text_config=tf.LlamaConfig(**text), image_token_index=96)
-    )
-    yield tf.LlavaOnevisionForConditionalGeneration(
-        tf.LlavaOnevisionConfig(
-            vision_config=tf.SiglipVisionConfig(
-                hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
-            ),
-            text_config=tf.Qwen2Config(**text),
-            image_token_index=96,
-            video_token_index=95,
-        )
-    )
-    yield tf.Qwen2_5_VLForConditionalGeneration(
-        tf.Qwen2_5_VLConfig(
-            text_config={**text, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
-            vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
-            image_token_id=96, video_token_id=95, vision_start_token_id=94, vision_end_token_id=93,
-        )
-    )  # fmt: skip
-
-
-def test_language_models_inside_vision_language_models():
-    for model in vision_language_models():
-        model.eval()
-        assert len(decoder.decoder_layers(model)) == 3
-        with StreamingLLM(budget=12).attach(model):
-            out = model.generate(prompt(30), max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-        assert [layer.keys.shape[-2] for layer in cache_of(out).layers] == [12, 12, 12], type(model).__name__
+@pytest.mark.parametrize("name", ["llava", "onevision", "qwen2_5_vl"])
+def test_language_models_inside_vision_language_models(name):
+    model = tiny(name, layers=3)
+    assert len(decoder.decoder_layers(model)) == 3
+    with StreamingLLM(budget=12).attach(model):
+        out = model.generate(prompt(30) % 50 + 2, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    assert [layer.keys.shape[-2] for layer in cache_of(out).layers] == [12, 12, 12]
 
 
 def test_unsupported_models_are_refused_with_the_list():
-    gpt2 = tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50))
     with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel is not supported.*LlamaForCausalLM"):
-        decoder.decoder_layers(gpt2)
+        decoder.decoder_layers(tiny("gpt2"))
     with pytest.raises(UnsupportedModelError, match="every layer uses sliding-window"):
         decoder.full_attention_indices(build("mistral", sliding_window=8))
     with (

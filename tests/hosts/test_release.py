@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 from tokenry.errors import NotInForceWarning, UnsupportedModelError, UntestedReleaseWarning
 from tokenry.hosts import release
@@ -17,15 +17,11 @@ from tokenry.hosts.attach import attached
 from tokenry.hosts.release import CACHE, as_argument, cache_in, cache_of, check_takes_cache, takes_cache
 from tokenry.lab.beds.vqa.bed import load_vqa
 from tokenry.pruning import D2O, H2O, FastV, IDPruner, StreamingLLM
+from tokenry.testing import tiny
 from tokenry.text.lexinvariant import LexinvariantConfig, LexinvariantForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.arange(2, 22)[None]
-
-
-def llama():
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
 
 
 def lexinvariant():
@@ -34,7 +30,7 @@ def lexinvariant():
 
 
 def test_the_cache_has_the_name_of_the_installed_release():
-    model = llama()
+    model = tiny("llama", num_hidden_layers=4)
     cache = DynamicCache()
     out = model(IDS, use_cache=True, **as_argument(cache))
     assert cache_of(out) is cache
@@ -82,7 +78,7 @@ def test_a_forward_without_a_known_name_is_refused_with_the_release():
 
 @pytest.mark.parametrize("method", [D2O(budget=0.5), H2O(budget=0.5), StreamingLLM(budget=0.5)])
 def test_layers_that_see_no_cache_say_the_release_and_not_that_the_user_is_wrong(method, monkeypatch):
-    model = llama()
+    model = tiny("llama", num_hidden_layers=4)
     with method.attach(model):
         with pytest.raises(ValueError, match="use_cache must be True"):
             model(IDS, use_cache=False)

@@ -22,32 +22,15 @@ from tokenry.hosts.vision import (
     final_tokens,
     global_and_patches,
 )
+from tokenry.testing import tiny
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 16,
-    "patch_size": 4,
-}
-FAMILIES = {
-    "vit": lambda: tf.ViTModel(tf.ViTConfig(**SIZES)),
-    "deit": lambda: tf.DeiTModel(tf.DeiTConfig(**SIZES)),
-    "dinov2": lambda: tf.Dinov2Model(tf.Dinov2Config(**SIZES)),
-    "dinov2_with_registers": lambda: tf.Dinov2WithRegistersModel(tf.Dinov2WithRegistersConfig(num_register_tokens=3, **SIZES)),
-    "clip": lambda: tf.CLIPVisionModel(tf.CLIPVisionConfig(**SIZES)),
-    "siglip": lambda: tf.SiglipVisionModel(tf.SiglipVisionConfig(**SIZES)),
-}
+PREFIX = {"vit": 1, "deit": 2, "dinov2": 1, "dinov2_with_registers": 5, "clip": 1, "siglip": 0}
+FAMILIES = tuple(PREFIX)
 WITH_CLS = [name for name in FAMILIES if name != "siglip"]
-PREFIX = {"vit": 1, "deit": 2, "dinov2": 1, "dinov2_with_registers": 4, "clip": 1, "siglip": 0}
 
 
 def build(family: str, attention: str = "sdpa") -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = FAMILIES[family]().eval()
-    model.set_attn_implementation(attention)
-    return model
+    return tiny(family, num_hidden_layers=3, image_size=16, attn_implementation=attention)
 
 
 def pixels(batch: int = 2, size: int = 16) -> torch.Tensor:
@@ -110,33 +93,28 @@ def test_capture_holds_the_content_before_the_output_projection():
 
 
 def test_capture_works_for_the_tower_inside_llava():
-    vision = tf.CLIPVisionConfig(**SIZES)
-    text = tf.LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
-    )
-    model = tf.LlavaForConditionalGeneration(
-        tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=49)
-    ).eval()
+    model = tiny("llava")
     tower = model.model.vision_tower
     with attached(tower, owner="test") as hooks:
         row = capture_cls_row(hooks, tower)
-        model.get_image_features(pixel_values=pixels())
-    assert torch.allclose(row.attention, cls_attention(tower, pixels()))
+        model.get_image_features(pixel_values=pixels(size=48))
+    assert torch.allclose(row.attention, cls_attention(tower, pixels(size=48)))
     with pytest.raises(UnsupportedModelError, match="LlavaForConditionalGeneration is not supported"):
         describe(model)
 
 
 def test_heads_around_a_tower_are_resolved_and_composites_refused():
-    classifier = tf.ViTForImageClassification(tf.ViTConfig(**SIZES, num_labels=3))
+    classifier = tf.ViTForImageClassification(tiny("vit").config)
     assert describe(classifier).model is classifier.vit
-    projection = tf.CLIPVisionModelWithProjection(tf.CLIPVisionConfig(**SIZES))
+    vision = tiny("clip").config
+    projection = tf.CLIPVisionModelWithProjection(vision)
     assert describe(projection).model is projection.vision_model
     text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    clip = tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=SIZES))
+    clip = tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=vision.to_dict()))
     with pytest.raises(UnsupportedModelError, match=r"CLIPModel is not supported .*model\.vision_model.*ViTModel"):
         describe(clip)
     assert describe(clip.vision_model).family == "clip"
-    for other in (torch.nn.Linear(2, 2), tf.BertModel(tf.BertConfig(vocab_size=9, **{**text})), "vit"):
+    for other in (torch.nn.Linear(2, 2), tiny("bert"), "vit"):
         with pytest.raises(UnsupportedModelError, match="supported: ViTModel"):
             describe(other)
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.core.seeding import seeded
 from tokenry.errors import AssetDamagedError, AssetMissingError, MissingDependencyError
 from tokenry.lab.assets.folders import ASSETS
 from tokenry.lab.sources.audio import espeak, speech_models
@@ -295,8 +296,8 @@ def test_transcripts_come_back_in_order(monkeypatch):
 # --- voices ---------------------------------------------------------------------------------------------------------
 
 
+@seeded(0)
 def test_speaker_vectors_are_unit_and_blind_to_level():
-    torch.manual_seed(0)
     encoder = SpeakerEncoder().eval()
     wave = tone(3.0, 16000) + 0.05 * torch.randn(48000)
     first = encoder.embed(wave, 16000)

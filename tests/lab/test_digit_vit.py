@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.contracts import random_state_kept
 from tokenry import AssetMissingError
 from tokenry.lab.beds.pictures import birds
 from tokenry.lab.beds.pictures.digit_vit import class_hits, digit_canvases, train_digit_vit
@@ -33,9 +34,8 @@ def test_canvases():
 
 
 def test_training_is_deterministic_and_leaves_the_global_state_alone():
-    state = torch.random.get_rng_state()
-    models = [train_digit_vit(3, epochs=1, limit=64) for _ in range(2)]
-    assert torch.equal(state, torch.random.get_rng_state())
+    with random_state_kept():
+        models = [train_digit_vit(3, epochs=1, limit=64) for _ in range(2)]
     test = digit_canvases(3)[1].first(32)
     assert torch.equal(class_hits(models[0], test), class_hits(models[1], test))
     assert torch.equal(models[0].classifier.weight, models[1].classifier.weight)

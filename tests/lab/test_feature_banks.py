@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tokenry.core.seeding import seeded
 from tokenry.lab.beds.signals.feature_banks import _sentences_of, _windows, feature_bank, gaussian_mixture
 from tokenry.lab.sources.cnn import EfficientNetLite0
 
@@ -53,8 +54,7 @@ def test_windows_cover_a_picture():
 
 
 def test_the_network_has_the_published_shape():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         model = EfficientNetLite0().eval()
     images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

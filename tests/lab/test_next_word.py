@@ -3,8 +3,8 @@
 import math
 
 import pytest
-import torch
 
+from tests.contracts import random_state_kept
 from tokenry.lab.beds.language.next_word import Sizes, WordCorpus, build, matched_width, parameters, predict, train, unit_coder
 
 TEXT = "The cat sat on the mat, and the dog sat on the log. A bird sat on the internationalisation! " * 60
@@ -61,6 +61,5 @@ def test_matched_widths_match():
 
 
 def test_building_leaves_the_global_random_state_alone():
-    state = torch.random.get_rng_state()
-    build(unit_coder("char", CORPUS, 0), Sizes(8, 1, 8, 1, 0), 12, seed=3)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    with random_state_kept():
+        build(unit_coder("char", CORPUS, 0), Sizes(8, 1, 8, 1, 0), 12, seed=3)

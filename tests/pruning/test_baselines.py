@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenry.testing.zoo import IMAGE_TOKEN
 
 from tokenry.pruning import Compose, DivPrune, FastV, IDPruner, NoPruning, RandomPruner, TopK, UniformGrid
 from tokenry.pruning.baselines import SELECTORS
 from tokenry.testing import llava_inputs, qwen_inputs, tiny_llava, tiny_qwen
+from tokenry.testing.zoo import IMAGE_TOKEN
 
 PROPERTY = settings(max_examples=30, deadline=None)
 EVERY = [RandomPruner, UniformGrid, TopK, DivPrune, FastV, *(lambda k, s=s: Compose(k, "norm", s) for s in SELECTORS)]

@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
-import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.core.seeding import seeded
 from tokenry.hosts.release import cache_of
 from tokenry.pruning import D2O
 from tokenry.pruning.d2o import attention_density, compress, layer_ratios
 from tokenry.pruning.kv_baselines import H2O
+from tokenry.testing import tiny
 
 
 def reference(keys, values, scores, heavy, recent, tau, *, merge="weighted", new=0.7, old=None, sinks=4):
@@ -199,13 +200,7 @@ def test_density_of_both_kinds():
 
 
 def llama(layers=4):
-    torch.manual_seed(0)
-    config = tf.LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=1,
-        eos_token_id=None, initializer_range=0.3,
-    )  # fmt: skip
-    return tf.LlamaForCausalLM(config).eval()
+    return tiny("llama", vocab_size=97, num_hidden_layers=layers, eos_token_id=None, initializer_range=0.3)
 
 
 def generate(model, ids, steps=6, mask=None, **options):
@@ -295,10 +290,8 @@ def test_state_is_fresh_for_every_prompt_and_sampling_works():
         first = generate(model, IDS)
         generate(model, IDS.flip(1))
         assert torch.equal(generate(model, IDS)[0], first[0])
-        torch.manual_seed(0)
-        sampled = model.generate(IDS, max_new_tokens=5, do_sample=True)
-        torch.manual_seed(0)
-        assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=True), sampled)
+        sample = seeded(0)(lambda: model.generate(IDS, max_new_tokens=5, do_sample=True))
+        assert torch.equal(sample(), sample())
     assert {entry.image for entry in trace.kept} == set(range(5))
 
 

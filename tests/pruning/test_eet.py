@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-import transformers as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.pruning.tiny_vit import FAST, KEEP, SEEDS, SIZES, draw, images, signals, vit
+from tests.pruning.draws import FAST, KEEP, SEEDS, draw, images, signals
 from tokenry import UnsupportedModelError
 from tokenry.core.selection import top_k
 from tokenry.hosts.vision import final_tokens
@@ -22,6 +21,7 @@ from tokenry.pruning.eet import (
     scaled_schedule,
 )
 from tokenry.pruning.vit_baselines import ClsRow
+from tokenry.testing import tiny
 
 # Importance ---------------------------------------------------------------------------------------------------------------
 
@@ -91,17 +91,9 @@ def test_counts_follow_the_floor_rule(n, percent):
     assert pruner.plan(n) == left
 
 
-@pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "registers", "clip"])
+@pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "dinov2_with_registers", "clip"])
 def test_attach(family):
-    torch.manual_seed(0)
-    model = {
-        "vit": lambda: tf.ViTModel(tf.ViTConfig(**SIZES)),
-        "deit": lambda: tf.DeiTModel(tf.DeiTConfig(**SIZES)),
-        "dinov2": lambda: tf.Dinov2Model(tf.Dinov2Config(**SIZES)),
-        "registers": lambda: tf.Dinov2WithRegistersModel(tf.Dinov2WithRegistersConfig(**SIZES)),
-        "clip": lambda: tf.CLIPVisionModel(tf.CLIPVisionConfig(**SIZES)),
-    }[family]()
-    model.eval()
+    model = tiny(family)
     dense = final_tokens(model, images())
     with EET(keep=KEEP).attach(model) as trace:
         model(images())
@@ -122,7 +114,7 @@ def test_attach(family):
 
 
 def test_one_head_prunes_like_the_cls_row():
-    model = vit(num_attention_heads=1)
+    model = tiny("vit", num_attention_heads=1)
     kept = []
     for pruner in (EET(keep=KEEP), ClsRow(keep=KEEP)):
         with pruner.attach(model) as trace:
@@ -134,7 +126,7 @@ def test_one_head_prunes_like_the_cls_row():
 @FAST
 @given(seed=SEEDS)
 def test_permuting_patches_changes_nothing(seed):
-    model = vit()
+    model = tiny("vit")
     embedded = model.embeddings(images())
     order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(36, generator=torch.Generator().manual_seed(seed))])
     results = []
@@ -150,7 +142,7 @@ def test_permuting_patches_changes_nothing(seed):
 
 
 def test_batch_equals_loop_and_half_precision():
-    model = vit()
+    model = tiny("vit")
     with torch.no_grad(), EET(keep=KEEP).attach(model):
         together = model(images()).last_hidden_state
         alone = torch.cat([model(image[None]).last_hidden_state for image in images()])
@@ -179,7 +171,7 @@ def test_bad_schedules(keep, error, message):
 
 
 def test_schedules_that_do_not_fit_the_model():
-    model = vit()
+    model = tiny("vit")
     with (
         pytest.raises(ValueError, match="keep names block 4, but the model has blocks 0 to 3"),
         EET(keep={4: 0.5}).attach(model),
@@ -189,8 +181,7 @@ def test_schedules_that_do_not_fit_the_model():
         pass
     with pytest.raises(ValueError, match=r"keep\[2\] must be <= the 18"), EET(keep={0: 0.5, 2: 30}).attach(model):
         model(images())
-    siglip = tf.SiglipVisionModel(tf.SiglipVisionConfig(**SIZES))
-    with pytest.raises(UnsupportedModelError, match="no CLS token, which EET needs"), EET(keep=KEEP).attach(siglip):
+    with pytest.raises(UnsupportedModelError, match="no CLS token, which EET needs"), EET(keep=KEEP).attach(tiny("siglip")):
         pass
 
 

@@ -3,8 +3,10 @@
 import torch
 from torch.utils.data import Dataset
 
-from tests.pruning.tiny_vit import draw, vit
+from tests.pruning.draws import draw
+from tokenry.core.seeding import seeded
 from tokenry.pruning.eet import EETHashModel, EETTrainer, EETTrainingConfig, solve_hash_codes
+from tokenry.testing import tiny
 
 COUNT = 12
 
@@ -25,8 +27,8 @@ class Watched(Dataset):
 
 def orders(seed, epochs=3):
     """Item numbers per epoch."""
-    torch.manual_seed(0)
-    student, data = EETHashModel(vit(), 4, 6), Watched()
+    with seeded(0):
+        student, data = EETHashModel(tiny("vit"), 4, 6), Watched()
     codes = solve_hash_codes(torch.eye(4)[torch.arange(COUNT) % 4], 6, mode="class")
     config = EETTrainingConfig(batch_size=4, epochs=epochs, warmup_steps=1, transfer_weight=0.0, hidden_patches=0, seed=seed)
     EETTrainer(student, None, codes, config, train_dataset=data).train()

@@ -9,8 +9,9 @@ import torch
 import transformers as tf
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.pruning.tiny_vit import KEEP, SIZES, draw, images, vit
+from tests.pruning.draws import KEEP, draw, images
 from tokenry import UnsupportedModelError
+from tokenry.core.seeding import seeded
 from tokenry.hosts.vision import cls_attention
 from tokenry.pruning.eet import (
     EET,
@@ -24,11 +25,12 @@ from tokenry.pruning.eet import (
     solve_hash_codes,
 )
 from tokenry.pruning.vit_baselines import ClsRow
+from tokenry.testing import tiny
 
 
+@seeded(0)
 def hash_model(pruner: EET | None = None) -> EETHashModel:
-    torch.manual_seed(0)
-    return EETHashModel(vit(), 4, 6, pruner=pruner).eval()
+    return EETHashModel(tiny("vit"), 4, 6, pruner=pruner).eval()
 
 
 def task(n: int = 24) -> tuple[TensorDataset, torch.Tensor]:
@@ -46,7 +48,7 @@ def test_hash_head_sits_on_the_logits():
     with pytest.raises(ValueError, match="pruner=None"):
         model(images(), importance=True)
     with pytest.raises(UnsupportedModelError, match="no CLS"):
-        EETHashModel(tf.SiglipVisionModel(tf.SiglipVisionConfig(**SIZES)), 4, 6)
+        EETHashModel(tiny("siglip"), 4, 6)
 
 
 def test_teacher_importance_is_that_of_the_last_block():

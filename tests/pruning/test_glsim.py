@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.pruning.tiny_vit import FAST, SEEDS, draw, images
-from tests.pruning.tiny_vit import SHALLOW as SIZES
-from tests.pruning.tiny_vit import shallow_vit as vit
+from tests.pruning.draws import FAST, SEEDS, draw, images
 from tokenry import UnsupportedModelError
 from tokenry.hosts.vision import cls_attention, final_tokens
 from tokenry.pruning.glsim import (
@@ -22,7 +19,7 @@ from tokenry.pruning.glsim import (
     overlay,
     saliency_map,
 )
-from tokenry.testing import PRUNER_CHECKS
+from tokenry.testing import PRUNER_CHECKS, tiny
 
 # Similarity ---------------------------------------------------------------------------------------------------------------
 
@@ -248,7 +245,7 @@ def test_contract(check):
 
 
 def test_both_scores_behind_one_interface():
-    model = vit()
+    model = tiny("vit")
     gls = GLSim(0.25).importance(model, images())
     assert torch.equal(gls, global_local_similarity(model(images()).last_hidden_state))
     row = GLSim(0.25, score="cls_attention").importance(model, images())
@@ -256,7 +253,7 @@ def test_both_scores_behind_one_interface():
     tokens = final_tokens(model, images())
     chosen = GLSim(0.25).select(tokens.patches, global_token=tokens.prefix[:, 0])
     assert torch.equal(chosen, GLSim(0.25).select(tokens.patches, importance=gls))
-    pooled = GLSim(4, anchor="pooled").importance(tf.SiglipVisionModel(tf.SiglipVisionConfig(**SIZES)), images())
+    pooled = GLSim(4, anchor="pooled").importance(tiny("siglip"), images())
     assert pooled.shape == (3, 36)
     with pytest.raises(ValueError, match="importance or global_token"):
         GLSim(4).select(tokens.patches)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers as tf
 from torch.nn import functional as F
 
-from tests.pruning.tiny_vit import SHALLOW as SIZES
-from tests.pruning.tiny_vit import draw, images
-from tests.pruning.tiny_vit import shallow_vit as vit
+from tests.pruning.draws import draw, images
 from tokenry import UnsupportedModelError
 from tokenry.hosts.vision import final_tokens
 from tokenry.pruning.glsim import (
@@ -17,10 +14,11 @@ from tokenry.pruning.glsim import (
     GLSimTrainer,
     glsim_training_arguments,
 )
+from tokenry.testing import tiny
 
 
 def classifier(**options) -> GLSimClassifier:
-    model = GLSimClassifier(vit(), 5, **{"top": 4, "dropout": 0.0, **options})
+    model = GLSimClassifier(tiny("vit"), 5, **{"top": 4, "dropout": 0.0, **options})
     torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(3))
     return model
 
@@ -34,7 +32,7 @@ def test_shapes_and_loss():
     assert output.crops.shape == (3, 3, 24, 24)
     assert torch.allclose(output.loss, F.cross_entropy(output.logits, torch.tensor([0, 1, 2])))
     assert model(images()).loss is None
-    assert not GLSimClassifier(vit(), 5)(images()).logits.any()  # the head starts at zero
+    assert not GLSimClassifier(tiny("vit"), 5)(images()).logits.any()  # the head starts at zero
 
 
 def test_without_aggregator_it_is_the_plain_classifier():
@@ -91,38 +89,31 @@ def test_save_and_load(tmp_path):
         GLSimClassifier.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: tf.DeiTModel(tf.DeiTConfig(**SIZES)),
-        lambda: tf.Dinov2WithRegistersModel(tf.Dinov2WithRegistersConfig(**SIZES)),
-        lambda: tf.CLIPVisionModel(tf.CLIPVisionConfig(**SIZES)),
-    ],
-)
-def test_other_backbones(make, tmp_path):
-    model = GLSimClassifier(make(), 3, top=4).eval()
+@pytest.mark.parametrize("family", ["deit", "dinov2_with_registers", "clip"])
+def test_other_backbones(family, tmp_path):
+    model = GLSimClassifier(tiny(family), 3, top=4).eval()
     assert model(images()).boxes.shape == (3, 4)
     model.save_pretrained(tmp_path)
     assert torch.equal(GLSimClassifier.from_pretrained(tmp_path)(images()).similarity, model(images()).similarity)
 
 
 def test_non_square_images_on_dino():
-    model = GLSimClassifier(tf.Dinov2Model(tf.Dinov2Config(**SIZES)), 3, top=4)
+    model = GLSimClassifier(tiny("dinov2"), 3, top=4)
     assert model(draw(0, 2, 3, 16, 32)).similarity.shape == (2, 32)
 
 
 def test_bad_classifiers():
     with pytest.raises(UnsupportedModelError, match="no CLS token"):
-        GLSimClassifier(tf.SiglipVisionModel(tf.SiglipVisionConfig(**SIZES)), 3)
+        GLSimClassifier(tiny("siglip"), 3)
     for options, message in (({"top": 0}, "top"), ({"head": "last"}, "head"), ({"heads": 5}, "heads must divide")):
         with pytest.raises(ValueError, match=message):
-            GLSimClassifier(vit(), 3, **options)
+            GLSimClassifier(tiny("vit"), 3, **options)
     with pytest.raises(ValueError, match="top must be"):
-        GLSimClassifier(vit(), 3, top=37)(images())
+        GLSimClassifier(tiny("vit"), 3, top=37)(images())
 
 
 def test_two_epochs_of_training_move_the_parameters(tmp_path):
-    model = GLSimClassifier(vit(), 2, top=4)
+    model = GLSimClassifier(tiny("vit"), 2, top=4)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     data = [{"pixel_values": image, "labels": i % 2} for i, image in enumerate(draw(5, 16, 3, 24, 24))]
     arguments = glsim_training_arguments(

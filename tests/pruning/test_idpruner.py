@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.core.seeding import seeded
 from tokenry.pruning import IDPruner, ImportanceScorer
 from tokenry.pruning.idpruner import (
     ScorerConfig,
@@ -95,8 +96,8 @@ def test_another_soft_fraction_keeps_other_tokens():
     assert kept[0] != kept[1]
 
 
+@seeded(0)
 def test_the_scorer_is_the_mean_of_all_pairs_at_linear_cost(tmp_path):
-    torch.manual_seed(0)
     scorer = ImportanceScorer(ScorerConfig(8, 5))
     assert scorer.query.weight.std() < 3e-4
     assert scorer.key.bias.eq(0).all()

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers as tf
 
 from tokenry.hosts.cache import Budget, Slots
 from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning import H2O, FullCache, SnapKV, StreamingLLM
 from tokenry.pruning.kv_method import choose_slots, take_slots
+from tokenry.testing import tiny
 
 IDS = torch.randint(2, 97, (1, 60), generator=torch.Generator().manual_seed(3))
 
 
 def llama():
-    torch.manual_seed(0)
-    config = tf.LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=None, initializer_range=0.3,
-    )  # fmt: skip
-    return tf.LlamaForCausalLM(config).eval()
+    return tiny("llama", vocab_size=97, eos_token_id=None, initializer_range=0.3)
 
 
 def slots(total=20, batch=1):

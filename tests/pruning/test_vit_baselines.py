@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.pruning.draws import FAST, images
 from tokenry import UnsupportedModelError
 from tokenry.hosts.vision import cls_attention, final_tokens
 from tokenry.pruning.eet import EET
 from tokenry.pruning.vit_baselines import ClsRow, RandomPatches, ToMe, bipartite_merge
+from tokenry.testing import tiny
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 24,
-    "patch_size": 4,
-}
 KEEP = {0: 0.5, 1: 0.25}
 METHODS = [EET(keep=KEEP), ClsRow(keep=KEEP), RandomPatches(keep=KEEP), ToMe(keep=KEEP), ToMe(keep=KEEP, proportional=False)]
-FAST = settings(max_examples=25, deadline=None)
-
-
-def vit(attention: str = "sdpa") -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = tf.ViTModel(tf.ViTConfig(**SIZES), add_pooling_layer=False).eval()
-    model.set_attn_implementation(attention)
-    return model
-
-
-def images(batch: int = 3) -> torch.Tensor:
-    return torch.randn(batch, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("pruner", METHODS, ids=repr)
 def test_same_schedule_same_counts_no_trace(pruner):
-    model = vit()
+    model = tiny("vit")
     dense = model(images()).last_hidden_state
     with pruner.attach(model) as trace:
         assert model(images()).last_hidden_state.shape[1] == 1 + pruner.plan(36) == 5
@@ -54,7 +35,7 @@ def test_same_schedule_same_counts_no_trace(pruner):
 
 @pytest.mark.parametrize("pruner", [m for m in METHODS if not isinstance(m, RandomPatches)], ids=repr)
 def test_batch_equals_loop_and_half_precision(pruner):
-    model = vit()
+    model = tiny("vit")
     with torch.no_grad(), pruner.attach(model):
         together = model(images()).last_hidden_state
         alone = torch.cat([model(image[None]).last_hidden_state for image in images()])
@@ -64,7 +45,7 @@ def test_batch_equals_loop_and_half_precision(pruner):
 
 
 def test_cls_row_keeps_what_cls_looks_at():
-    model = vit()
+    model = tiny("vit")
     with ClsRow(keep={1: 7}).attach(model) as trace:
         model(images(1))
     best = cls_attention(model, images(1), layer=1).mean(1).topk(7).indices[0]
@@ -72,7 +53,7 @@ def test_cls_row_keeps_what_cls_looks_at():
 
 
 def test_random_is_seeded_and_differs_between_images():
-    model = vit()
+    model = tiny("vit")
     runs = []
     for seed in (0, 0, 1):
         with RandomPatches(keep=KEEP, seed=seed).attach(model) as trace:
@@ -83,7 +64,7 @@ def test_random_is_seeded_and_differs_between_images():
 
 
 def test_masked_patches_are_never_kept():
-    model = vit()
+    model = tiny("vit")
     mask = torch.ones(2, 37, dtype=torch.long)
     mask[:, 30:] = 0
     for pruner in (EET(keep=KEEP), ClsRow(keep=KEEP), RandomPatches(keep=KEEP)):
@@ -125,7 +106,7 @@ def test_merging_preserves_the_weighted_sum(seed, n, data):
 
 def test_proportional_attention_of_identical_patches_is_exact():
     """Merging equal tokens with proportional attention changes nothing: k copies attend like one token of size k."""
-    model = vit()
+    model = tiny("vit")
     with torch.no_grad():
         model.embeddings.position_embeddings.zero_()
         flat = torch.ones(1, 3, 24, 24)
@@ -139,18 +120,18 @@ def test_proportional_attention_of_identical_patches_is_exact():
 def test_attention_implementations_agree_and_others_are_refused():
     results = []
     for attention in ("sdpa", "eager"):
-        model = vit(attention)
+        model = tiny("vit", attn_implementation=attention)
         with torch.no_grad(), ToMe(keep=KEEP).attach(model):
             results.append(model(images()).last_hidden_state)
     assert torch.allclose(results[0], results[1], atol=1e-5)
-    model = vit()
+    model = tiny("vit")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UnsupportedModelError, match="sdpa or eager"), ToMe(keep=KEEP).attach(model):
         pass
 
 
 def test_siglip_can_be_merged_but_not_ranked_by_cls():
-    model = tf.SiglipVisionModel(tf.SiglipVisionConfig(**SIZES)).eval()
+    model = tiny("siglip")
     for pruner in (ToMe(keep=KEEP), RandomPatches(keep=KEEP)):
         with pruner.attach(model):
             assert model(images()).pooler_output.shape == (3, 32)

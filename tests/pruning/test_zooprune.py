@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tokenry.core.seeding import seeded
 from tokenry.core.selection import greedy_select
 from tokenry.pruning import ZOOPrune
 from tokenry.pruning.sensitivity import _triangle, low_rank, two_layer, unit_directions
@@ -15,8 +16,8 @@ PROPERTY = settings(max_examples=25, deadline=None)
 
 
 def projector(width=12, hidden=24, out=20, seed=0, dtype=torch.float64):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out)).to(dtype).eval()
+    with seeded(seed):
+        return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out)).to(dtype).eval()
 
 
 def exact_mean(module, x, directions):
@@ -50,8 +51,8 @@ def test_the_error_of_the_difference_falls_with_the_square_of_the_step():
     assert 3.0 < errors[1] / errors[2] < 5.0
 
 
+@seeded(0)
 def test_forward_mode_serves_projectors_that_are_not_two_layers():
-    torch.manual_seed(0)
     module = nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 24), nn.GELU(), nn.Linear(24, 20)).double().eval()
     x = torch.randn(1, 4, 12, dtype=torch.float64)
     directions = unit_directions(5, 12, generator=torch.Generator().manual_seed(0)).double()
@@ -83,8 +84,8 @@ def test_more_directions_estimate_the_expectation_better():
     assert 2.5 < errors[0] / errors[1] < 6.5  # 1/sqrt(m): a factor of 4
 
 
+@seeded(0)
 def test_a_linear_projector_is_equally_sensitive_everywhere_and_selection_is_pure_diversity():
-    torch.manual_seed(0)
     linear = nn.Sequential(nn.Linear(12, 24), nn.Identity(), nn.Linear(24, 20)).double().eval()
     x = torch.randn(1, 10, 12, dtype=torch.float64)
     scores = ZOOPrune(4).sensitivity(linear, x, generator=torch.Generator().manual_seed(0), method="exact")

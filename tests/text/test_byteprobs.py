@@ -10,23 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.text.tokenizers import TEXT, make
+from tests.text.tokenizers import TEXT, llama, make
 from tokenry import UnsupportedModelError
 from tokenry.hosts.paths import PathScorer
 from tokenry.hosts.text import ByteVocabulary
-from tokenry.testing.byte_models import check_byte_model
+from tokenry.testing import check_byte_model, tiny
 from tokenry.text import ByteEnsemble, ByteLM
 from tokenry.text.byteprobs import byte_decoding, fill_in_the_middle, healed_next_byte, naive_next_byte
 from tokenry.text.byteprobs.sampling import sample_symbol, tempered
@@ -34,15 +24,6 @@ from tokenry.text.byteprobs.sampling import sample_symbol, tempered
 
 def fast(tokenizer: Tokenizer, **roles: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **roles)
-
-
-def llama(size: int, *, seed: int = 0, bos: int = 0, eos: int = 1, window: int = 512) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, vocab_size=size,
-        max_position_embeddings=window, bos_token_id=bos, eos_token_id=eos, initializer_range=0.4,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 @cache
@@ -63,7 +44,7 @@ def letter_lm() -> ByteLM:
 def text_lm(layout: str, seed: int = 0) -> ByteLM:
     tokenizer = make(layout)
     bos, eos = (tokenizer.token_to_id(name) for name in ("<s>", "</s>"))
-    return ByteLM(llama(tokenizer.get_vocab_size() + 5, seed=seed, bos=bos, eos=eos), fast(tokenizer))
+    return ByteLM(llama(tokenizer.get_vocab_size() + 5, seed=seed, bos_token_id=bos, eos_token_id=eos), fast(tokenizer))
 
 
 def log_prob(lm: ByteLM, ids) -> float:
@@ -302,34 +283,14 @@ def test_paths_with_shared_beginnings_score_as_without_a_cache():
     assert torch.allclose(scored, whole[:-1].gather(1, torch.tensor(base[1:])[:, None])[:, 0], atol=1e-4)
 
 
-def _gemma(size: int) -> Gemma3ForCausalLM:
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=32,
-        vocab_size=size, sliding_window=8, layer_types=["sliding_attention", "full_attention"], max_position_embeddings=128,
-        bos_token_id=0, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    return Gemma3ForCausalLM(config).eval()
+GEMMA3 = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 
 
-def _gpt2(size: int) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=128, vocab_size=size, bos_token_id=0, eos_token_id=1)
-    ).eval()
-
-
-def _mamba(size: int) -> MambaForCausalLM:
-    torch.manual_seed(0)
-    return MambaForCausalLM(
-        MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=size, bos_token_id=0, eos_token_id=1)
-    ).eval()
-
-
-@pytest.mark.parametrize("build", [_gemma, _gpt2, _mamba])
-def test_models_with_windows_learned_positions_or_states(build):
+@pytest.mark.parametrize(("family", "changes"), [("gemma3", GEMMA3), ("gpt2", {}), ("mamba", {})])
+def test_models_with_windows_learned_positions_or_states(family, changes):
     """Beyond the sliding window of 8, with rows of different length in one run."""
-    lm = ByteLM(build(make("gpt2").get_vocab_size()), fast(make("gpt2")))
+    tokens = {"vocab_size": make("gpt2").get_vocab_size(), "bos_token_id": 0, "eos_token_id": 1}
+    lm = ByteLM(tiny(family, **tokens, **changes), fast(make("gpt2")))
     prompt = "the quick brown fox isn't over the lazy d"
     exact = lm.start(prompt)
     for ids, _, score in exact.covers()[:4]:
@@ -343,7 +304,7 @@ def test_models_with_windows_learned_positions_or_states(build):
 
 def test_half_precision_is_read_in_float32():
     lm = text_lm("gpt2")
-    half = ByteLM(llama(425, bos=lm.begin_id).to(torch.bfloat16), fast(make("gpt2")))
+    half = ByteLM(llama(425, bos_token_id=lm.begin_id).to(torch.bfloat16), fast(make("gpt2")))
     probs = half.next_byte("the qu")
     assert probs.dtype == torch.float64
     assert float(probs.sum()) == pytest.approx(1.0)
@@ -374,7 +335,7 @@ def test_empty_prompt_and_special_text():
 
 def test_generation_stops_at_the_end_of_the_sequence():
     lm = text_lm("gpt2")
-    model = llama(425, bos=0, eos=1)
+    model = llama(425)
     with torch.no_grad():
         model.lm_head.weight.zero_()
         model.lm_head.weight[1] = 100.0 * model.model.norm.weight.sign()
@@ -503,7 +464,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="Lowercase"):
         ByteLM(llama(425), fast(lower))
     with pytest.raises(ValueError, match="window of 16 tokens, got"):
-        ByteLM(llama(425, window=16), tokenizer).next_byte(TEXT[0])
+        ByteLM(llama(425, max_position_embeddings=16), tokenizer).next_byte(TEXT[0])
     with pytest.raises(ValueError, match="bos_token_id"):
         ByteLM(llama(425), tokenizer, bos_token_id=9999)
     with pytest.raises(ValueError, match="context"):

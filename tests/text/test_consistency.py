@@ -10,9 +10,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from tests.text.tokenizers import make
+from tests.text.tokenizers import llama, make
 from tokenry import UnsupportedModelError
 from tokenry.hosts.text import ByteVocabulary
 from tokenry.text.byteprobs import ByteLM
@@ -197,19 +197,10 @@ def _letters() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def _llama(size: int, *, seed: int = 0, scale: float = 0.4) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, vocab_size=size,
-        max_position_embeddings=512, bos_token_id=0, eos_token_id=1, initializer_range=scale,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
 @pytest.mark.parametrize("context", ["", "b"])
 def test_mass_of_encodings_matches_the_model(context: str) -> None:
     tokenizer = _letters()
-    model = _llama(9)
+    model = llama(9)
     lm = ByteLM(model, tokenizer)
     mass = encoding_mass(lm, "aaba", context=context, batch_size=3)
     before = [0, *lm.vocabulary.encode(context)]
@@ -229,7 +220,7 @@ def test_mass_of_encodings_matches_the_model(context: str) -> None:
 
 
 def test_mass_refuses_what_it_cannot_answer() -> None:
-    lm = ByteLM(_llama(9), _letters())
+    lm = ByteLM(llama(9), _letters())
     with pytest.raises(ValueError, match="context must end"):
         encoding_mass(lm, "b", context="a")
     with pytest.raises(ValueError, match="word must not be empty"):

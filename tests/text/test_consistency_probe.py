@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
-from tests.text.tokenizers import make
+from tests.contracts import random_state_kept
+from tests.text.tokenizers import llama, make
 from tokenry import UnsupportedModelError
+from tokenry.core.seeding import seeded
 from tokenry.hosts.text import ByteVocabulary, is_canonical
 from tokenry.text.consistency import (
     STOP_WORDS,
@@ -34,15 +36,6 @@ TEXT = "The quick brown fox isn't over the lazy dog's bones, and \u201cthose\u20
 
 def fast(layout: str = "gpt2") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=make(layout), bos_token="<s>", eos_token="</s>")
-
-
-def llama(size: int, seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, vocab_size=size,
-        max_position_embeddings=512, bos_token_id=0, eos_token_id=1, initializer_range=0.4,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def test_words_are_cut_from_their_punctuation() -> None:
@@ -214,11 +207,11 @@ def test_canonical_constraint_in_generate(layout: str) -> None:
     made: dict[bool, list[list[int]]] = {}
     for constrained in (False, True):
         processors = [CanonicalOnly(tokenizer, prompt.shape[1])] if constrained else []
-        torch.manual_seed(0)
-        out = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=True, num_return_sequences=3, max_new_tokens=12,
-            eos_token_id=None, pad_token_id=1, logits_processor=LogitsProcessorList(processors), return_dict_in_generate=True,
-        ).sequences  # fmt: skip
+        with seeded(0):
+            out = model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), do_sample=True, num_return_sequences=3, max_new_tokens=12,
+                eos_token_id=None, pad_token_id=1, logits_processor=LogitsProcessorList(processors), return_dict_in_generate=True,
+            ).sequences  # fmt: skip
         made[constrained] = [row[1:] for row in out.tolist()]
     starts = [
         row in vocabulary.canonical.tips(vocabulary.prefix + vocabulary.decode(row))
@@ -252,10 +245,9 @@ BARE = PromptFormat("bare", _bare, stop="\n\n")
 def test_probe_on_a_real_llama(intervention: str) -> None:
     tokenizer = fast()
     model = llama(len(tokenizer), seed=1)
-    state = torch.get_rng_state()
     probe = ConsistencyProbe(format=BARE, share=0.3, intervention=intervention, batch_size=2, max_new_tokens=10)
-    result = probe.run(model, tokenizer, [TEXT, TEXT[:60], TEXT])
-    assert torch.equal(state, torch.get_rng_state())
+    with random_state_kept():
+        result = probe.run(model, tokenizer, [TEXT, TEXT[:60], TEXT])
     assert len(result.outputs) == 3
     assert all(len(ids) <= 10 for ids in result.outputs)
     assert len(result.trials) == sum(len(p.targets) for p in probe.mark([TEXT, TEXT[:60], TEXT], tokenizer))

@@ -2,16 +2,16 @@
 
 import pytest
 
-from tests.contracts import of_wing
+from tests.contracts import keeps_contract, of_wing
 from tokenry.catalog import system
-from tokenry.testing import check_contract, check_language_model, check_probe, contract_instances
+from tokenry.testing import check_language_model, check_probe, contract_instances
 from tokenry.text.consistency import ConsistencyProbe
 from tokenry.text.wordpool import FlatLM
 
 
 @pytest.mark.parametrize("instance", of_wing("text"))
 def test_contract(instance):
-    check_contract(instance)
+    keeps_contract(instance)
 
 
 def test_the_public_entry_point_catches_a_broken_model():

@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, GPT2Config, GPT2Model, LlamaConfig
+from transformers import DynamicCache, LlamaConfig
 
+from tests.contracts import random_state_kept
+from tokenry.core.seeding import seeded
 from tokenry.hosts.release import CACHE, as_argument, cache_of
+from tokenry.testing import tiny
 from tokenry.text.lexinvariant import Lexicon, LexinvariantConfig, LexinvariantForCausalLM, draw_lexicon
 
 V, D, B, T = 7, 16, 3, 8
@@ -17,9 +20,8 @@ V, D, B, T = 7, 16, 3, 8
 
 def make(weights=0, **options):
     sizes = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
-    torch.manual_seed(weights)
-    model = LexinvariantForCausalLM(LexinvariantConfig(**{**sizes, **options})).eval()
-    with torch.no_grad():
+    with seeded(weights), torch.no_grad():
+        model = LexinvariantForCausalLM(LexinvariantConfig(**{**sizes, **options})).eval()
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
@@ -40,7 +42,7 @@ def key(seed, keep=()):
 def test_forward_equals_gpt2_on_drawn_embeddings():
     """h_0 = G[x]; logits = <W h, G_v> / sqrt(d)."""
     model = make(readout_map=True)
-    other = GPT2Model(GPT2Config(vocab_size=V, n_embd=D, n_layer=2, n_head=2, n_positions=32)).eval()
+    other = tiny("gpt2", vocab_size=V, n_embd=D, n_head=2, n_positions=32).transformer
     other.load_state_dict(
         {n.removeprefix("body."): p for n, p in model.state_dict().items() if n.startswith("body.")}, strict=False
     )
@@ -209,11 +211,10 @@ def test_another_lexicon_with_an_old_cache_is_refused():
 def test_generate_keeps_one_lexicon(sample):
     model = make(7)
     x = ids(1, (2, 5))
-    state = torch.random.get_rng_state()
-    runs = [model.generate(x, seed=4, max_new_tokens=6, do_sample=sample, use_cache=c) for c in (True, False, True)]
+    with random_state_kept():
+        runs = [model.generate(x, seed=4, max_new_tokens=6, do_sample=sample, use_cache=c) for c in (True, False, True)]
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[0], runs[2])
-    assert torch.equal(torch.random.get_rng_state(), state)
     drawn = model.generate(
         x, generator=torch.Generator().manual_seed(1), max_new_tokens=3, do_sample=sample, num_return_sequences=1 + sample
     )

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.core.seeding import seeded
 from tokenry.text.lexinvariant import (
     CipherProbe,
     LexinvariantConfig,
@@ -187,8 +188,8 @@ def test_classical_attacks_read_a_long_cipher():
     assert hill_climb_key(cipher, bigrams, max_rounds=0, start=start).key.tolist() == start.tolist()
 
 
+@seeded(0)
 def test_a_probe_trains_without_touching_the_model():
-    torch.manual_seed(0)
     model = LexinvariantForCausalLM(
         LexinvariantConfig(vocab_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32)
     )

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config
 
+from tokenry.core.seeding import seeded
 from tokenry.text.wordpool import WordPoolConfig, WordPoolForCausalLM, check_words, generate_words, score_words
 
 V, P, C = 5, 2, 4
@@ -17,9 +18,8 @@ V, P, C = 5, 2, 4
 def make(seed=0, **options):
     sizes = {"vocab_size": V, "num_prefix": P, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "word_layers": 2,
              "word_heads": 4, "word_intermediate_size": 24, "block_size": 8, "canvas_size": C, "dropout": 0.0}  # fmt: skip
-    torch.manual_seed(seed)
-    model = WordPoolForCausalLM(WordPoolConfig(**{**sizes, **options})).eval()
-    with torch.no_grad():  # codes start at zero: let them matter
+    with seeded(seed), torch.no_grad():  # codes start at zero: let them matter
+        model = WordPoolForCausalLM(WordPoolConfig(**{**sizes, **options})).eval()
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
     return model
@@ -125,8 +125,8 @@ def test_the_two_forms_differ_in_all_that_is_listed():
     assert float(a.loss) != pytest.approx(float(b.loss), abs=1e-4)
 
 
+@seeded(0)
 def test_initialisation_is_the_papers():
-    torch.manual_seed(0)
     model = WordPoolForCausalLM(WordPoolConfig(vocab_size=60, hidden_size=64, num_hidden_layers=2, canvas_size=6, block_size=4))
     assert not model.slot_code.any()
     assert not model.word_code.any()

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.core.seeding import seeded
 from tokenry.text.wordpool import (
     ByteUnits,
     CharUnits,
@@ -114,11 +115,11 @@ def test_bad_windows_are_refused(windows):
         pad_words(windows, 3)
 
 
+@seeded(0)
 def test_the_recipe_trains_and_resumes_from_a_checkpoint(tmp_path):
     pytest.importorskip("accelerate")
     splitter = WordSplitter(max_word=8)
     data = word_windows(splitter.encode("the cat sat on the mat and the dog sat on the log . " * 8), 8)
-    torch.manual_seed(0)
     model = WordPoolForCausalLM(
         WordPoolConfig(hidden_size=16, num_prefix=1, num_hidden_layers=1, num_attention_heads=2, word_layers=1, word_heads=2,
                        word_intermediate_size=16, block_size=8, canvas_size=8)
@@ -147,8 +148,8 @@ def test_the_recipe_trains_and_resumes_from_a_checkpoint(tmp_path):
 
 
 def test_the_flat_baseline_has_positions_unless_it_is_the_released_one():
+    @seeded(0)
     def made(quirks):
-        torch.manual_seed(0)
         model = FlatLM(
             FlatLMConfig(
                 vocab_size=6, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, block_size=6, released_quirks=quirks

@@ -1,10 +1,13 @@
-"""Small tokenizers of every supported layout, trained on the spot."""
+"""Small tokenizers of every supported layout, trained on the spot, and a Llama for their tokens."""
 
 from __future__ import annotations
 
 from functools import cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import LlamaForCausalLM
+
+from tokenry.testing import tiny
 
 CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 O200K = (
@@ -88,3 +91,8 @@ def make(layout: str) -> Tokenizer:
         tokenizer.add_tokens(["\n\n", "\n\n\n", "<table>", "the dog", "12"])
         return tokenizer
     return _sentencepiece(layout == "unigram", layout in ("metaspace", "unigram"))
+
+
+def llama(size: int, **changes) -> LlamaForCausalLM:
+    tokens = {"vocab_size": size, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    return tiny("llama", **{**tokens, "initializer_range": 0.4, **changes})

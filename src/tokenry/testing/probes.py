@@ -52,7 +52,7 @@ def _bad_values(probe: ConsistencyProbe) -> None:
     model, tokenizer = _model()
     for word, call in (
         ("passages", lambda: probe.run(model, tokenizer, [])),
-        ("supported", lambda: probe.run(torch.nn.Linear(2, 2), tokenizer, _PASSAGES)),
+        ("supported", lambda: probe.run(torch.nn.Identity(), tokenizer, _PASSAGES)),
         ("batch_size", lambda: replace(probe, batch_size=0)),
     ):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -10,29 +11,32 @@ from torch import Tensor
 from tokenry.core.checks import check_choice
 from tokenry.core.seeding import seeded
 
-_TEXT: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+_TOKENS: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 63}
+_TEXT = {
+    **_TOKENS, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 63,
-}
+}  # fmt: skip
 IMAGE_TOKEN, VIDEO_TOKEN = 60, 59
-
 
 _DECODER = {**_TEXT, "num_hidden_layers": 2}
 _VISION = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 24,
     "patch_size": 4,
 }  # fmt: skip
-_GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "bos_token_id": 1, "eos_token_id": 63}
-_BERT = {
-    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
-    "pad_token_id": 0,
+_GPT2 = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+_MAMBA = {**_TOKENS, "hidden_size": 32, "num_hidden_layers": 2}
+_ENCODEC = {
+    "sampling_rate": 1000, "upsampling_ratios": [5, 2, 2], "num_filters": 4, "hidden_size": 16, "codebook_size": 16,
+    "target_bandwidths": [0.8, 1.6], "num_lstm_layers": 1,
+}  # fmt: skip
+_DAC = {
+    "sampling_rate": 1000, "downsampling_ratios": [2, 4, 5], "encoder_hidden_size": 4, "decoder_hidden_size": 32,
+    "n_codebooks": 4, "codebook_size": 16, "codebook_dim": 4,
+}  # fmt: skip
+_MIMI = {
+    "sampling_rate": 1000, "upsampling_ratios": [5, 2], "num_filters": 4, "hidden_size": 16, "codebook_size": 16,
+    "codebook_dim": 16, "vector_quantization_hidden_dimension": 16, "num_quantizers": 4, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32, "sliding_window": 6, "upsample_groups": 16,
 }  # fmt: skip
 _PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", _DECODER),
@@ -42,12 +46,17 @@ _PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3ForCausalLM", _DECODER),
     "gemma3": ("Gemma3ForCausalLM", {**_DECODER, "head_dim": 8}),
     "gpt2": ("GPT2LMHeadModel", _GPT2),
-    "bert": ("BertModel", _BERT),
-    "vit": ("ViTModel", _VISION),
+    "mamba": ("MambaForCausalLM", _MAMBA),
+    "bert": ("BertModel", _DECODER),
+    "vit": ("ViTModel", {**_VISION, "add_pooling_layer": False}),
     "deit": ("DeiTModel", _VISION),
     "dinov2": ("Dinov2Model", _VISION),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", _VISION),
     "clip": ("CLIPVisionModel", _VISION),
     "siglip": ("SiglipVisionModel", _VISION),
+    "encodec": ("EncodecModel", _ENCODEC),
+    "dac": ("DacModel", _DAC),
+    "mimi": ("MimiModel", _MIMI),
 }
 """Name -> class of transformers and its sizes."""
 
@@ -56,23 +65,26 @@ def tiny(name: str, *, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model of a transformers class with random weights from `seed`, in evaluation mode.
 
     Args:
-        name: a decoder (llama, mistral, qwen2, qwen3, phi3, gemma3, gpt2), an encoder (bert), a vision tower (vit, deit,
-            dinov2, clip, siglip), or a vision-language model (llava, onevision, qwen2_5_vl).
+        name: a decoder (llama, mistral, qwen2, qwen3, phi3, gemma3, gpt2, mamba), an encoder (bert), a vision tower (vit,
+            deit, dinov2, dinov2_with_registers, clip, siglip), an audio codec of 1 kHz (encodec, dac, mimi), or a
+            vision-language model (llava, onevision, qwen2_5_vl).
         seed: of the weights; the global random state is left as it was.
-        overrides: fields of the config; for vision-language models ``layers`` of the decoder and ``attention``.
+        overrides: fields of the config, and further arguments of the class (``add_pooling_layer``); for vision-language
+            models ``layers`` of the decoder and ``attention``.
 
     Raises:
         ValueError: no such name.
     """
-    whole = {"llava": tiny_llava, "onevision": tiny_onevision, "qwen2_5_vl": tiny_qwen}
-    if name in whole:
-        return whole[name](seed=seed, **overrides)
+    if check_choice("name", name, NAMES) in _WHOLE:
+        return _WHOLE[name](seed=seed, **overrides)
     import transformers
 
-    class_name, sizes = _PLAIN[check_choice("name", name, (*_PLAIN, *whole))]
+    class_name, sizes = _PLAIN[name]
     cls: Any = getattr(transformers, class_name)
+    fields = {**sizes, **overrides}
+    arguments = {key: fields.pop(key) for key in signature(cls).parameters if key in fields}
     with seeded(seed):
-        return cls(cls.config_class(**{**sizes, **overrides})).eval()
+        return cls(cls.config_class(**fields), **arguments).eval()
 
 
 def _built(cls: Any, config: Any, attention: str, seed: int) -> Any:
@@ -145,6 +157,11 @@ def tiny_qwen(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sdpa", 
         vision_end_token_id=62,
     )
     return _built(Qwen2_5_VLForConditionalGeneration, config, attention, seed)
+
+
+_WHOLE = {"llava": tiny_llava, "onevision": tiny_onevision, "qwen2_5_vl": tiny_qwen}
+NAMES = (*_PLAIN, *_WHOLE)
+"""What :func:`tiny` builds."""
 
 
 def _ids(rows: list[list[int]]) -> dict[str, Tensor]:

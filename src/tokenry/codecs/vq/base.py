@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_finite, check_float, check_int, check_mask
 from tokenry.core.codebooks.stats import CodebookStats, check_indices
+from tokenry.core.seeding import seeded
 
 Q = TypeVar("Q", bound="Quantizer")
 
@@ -279,7 +280,8 @@ class Quantizer(nn.Module, ABC):
         found = Quantizer._registry.get(name) or getattr(import_module("tokenry.codecs"), name, None)
         if found is None or not issubclass(found, cls):
             raise ValueError(f"folder={str(folder)!r} holds a {name!r}, not a {cls.__name__}")
-        module = found(**described["arguments"])
+        with seeded(0):  # the first weights, replaced at once
+            module = found(**described["arguments"])
         module.load_state_dict(load_file(path / WEIGHTS))
         return module  # type: ignore[return-value]
 
