@@ -186,3 +186,12 @@ def test_control_c_leaves_finished_rows_and_the_next_run_goes_on(tmp_path):
     rows = json.loads(done.stdout)["rows"]
     assert rows[0]["outcomes"] == finished[0]["outcomes"]
     assert (tmp_path / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "words", [("compare", "pruning"), ("train", "autoencoder"), ("reproduce", "glsim", "--scale", "smoke")]
+)
+def test_a_device_that_is_not_there_is_named(words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run([*words, "--device", "cuda:63"]) == 2
+    assert "--device must be auto or a device of this machine, got 'cuda:63'" in capsys.readouterr().err

@@ -83,3 +83,14 @@ def test_bad_input(change, error, word):
     given_ = {"x": normal(4, 2), "y": torch.arange(4) % 2, **change}
     with pytest.raises(error, match=word):
         fit_probe(given_.pop("x"), given_.pop("y"), **given_)
+
+
+def test_a_feature_that_stood_still_cannot_explode():
+    x, y = normal(200, 3), torch.arange(200) % 2
+    x[:, 1] += 3.0 * y
+    x[:, 0] = 7.0
+    probe = fit_probe(x, y)
+    moved = x.clone()
+    moved[:, 0] += 1e-3 * normal(200, seed=1)
+    assert float((probe(moved) - probe(x)).abs().max()) < 0.01
+    assert fit_probe(x.bfloat16(), y, kind="least_squares")(x).dtype == torch.float32

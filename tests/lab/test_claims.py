@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenry.core.checkpoint import write_text
 from tokenry.errors import ResultFileError
 from tokenry.lab.evidence.claim import (
     Claim,
@@ -22,7 +23,7 @@ from tokenry.lab.evidence.claim import (
     compare_all,
     judge,
 )
-from tokenry.lab.evidence.results import load, load_all, result_path, save, write_atomic
+from tokenry.lab.evidence.results import load, load_all, result_path, save
 from tokenry.lab.evidence.run import rejudge, reproduce
 
 
@@ -259,10 +260,10 @@ def test_damaged_result_files_are_detected_and_named(tmp_path, damage):
 
 def test_writing_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file.txt"
-    write_atomic(path, "first")
+    write_text(path, "first")
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
-        write_atomic(path, "second")
+        write_text(path, "second")
     assert path.read_text() == "first"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 

@@ -32,6 +32,10 @@ def test_the_testbed_end_to_end(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"compare.json", "index.html", "quality.png"}
     again = compare_pruning(settings, tmp_path, quiet)
     assert [r["time_ratio"] for r in again["rows"]] == [r["time_ratio"] for r in result["rows"]]  # nothing was measured twice
+    fewer = Settings(methods=("none",), keeps=(0.25,), limit=4, batch=4, maps=2)
+    with pytest.raises(ValueError, match="made with another limit; choose another --out, or replace it with --fresh"):
+        compare_pruning(fewer, tmp_path, quiet)
+    assert [row["method"] for row in compare_pruning(fewer, tmp_path, quiet, fresh=True)["rows"]] == ["none"]
 
 
 @pytest.fixture

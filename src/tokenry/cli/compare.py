@@ -39,6 +39,7 @@ def compare_pruners(
     ] = "reindex",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for JSON, figure and page.")] = Path("compare"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace a comparison that --out holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Compare methods under the same budgets: quality, kept tokens, time, memory; with pictures of what was kept.
@@ -54,14 +55,15 @@ def compare_pruners(
     require("lab")
     quick = not (everything or model or data)
     sizes = _QUICK if quick else _ALL
-    names = tuple(methods.split(",")) if methods else quick_methods() if quick else None
+    given = tuple(dict.fromkeys(part.strip() for part in methods.split(",") if part.strip())) if methods else ()
+    names = given or (quick_methods() if quick else None)
     settings = Settings(
         model=model, data=data, methods=names, keeps=_ratios(keep or sizes["keep"]), limit=limit or sizes["limit"],
         batch=batch or sizes["batch"], seed=seed, device=pick_device(device),
         positions=check_choice("--positions", positions, ("reindex", "gather")),
     )  # fmt: skip
     with progress("compare") as report:
-        result = compare_pruning(settings, out, report)
+        result = compare_pruning(settings, out, report, fresh=fresh)
     if as_json:
         say_json(result)
         return

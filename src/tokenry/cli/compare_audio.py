@@ -26,6 +26,7 @@ def compare_audio_codecs(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of clips.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for JSON, page, sounds and spectrograms.")] = Path("compare-audio"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace a comparison that --out holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Compare audio codecs on recordings: bit rate, fidelity, intelligibility, voice; with players and spectrograms."""
@@ -43,7 +44,7 @@ def compare_audio_codecs(
         seed=seed, device=pick_device(device),
     )  # fmt: skip
     with progress("compare") as report:
-        result = compare_audio(settings, out, report)
+        result = compare_audio(settings, out, report, fresh=fresh)
     if as_json:
         say_json(result)
         return

@@ -41,14 +41,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     out().print(grid)
 
 
-COMPARISON_COLUMNS = ("comparison", "difference", "95 % interval", "p", "verdict")
+COMPARISON_COLUMNS = ("comparison", "margin", "difference", "95 % interval", "p (Holm)", "verdict")
 
 
 def comparison_row(comparison: Mapping[str, Any]) -> tuple[str, ...]:
     """The cells of a judged contrast as result files hold it; `p` is adjusted over the claim."""
     c = comparison
     interval = f"[{c['low']:+.3f}, {c['high']:+.3f}]"
-    return c["name"], f"{c['difference']:+.3f}", interval, f"{c['p']:.3f}", c["verdict"]
+    p = "<0.001" if c["p"] < 0.001 else f"{c['p']:.3f}"
+    return c["name"], f"{c['margin']:+g}", f"{c['difference']:+.3f}", interval, p, c["verdict"]
 
 
 @contextmanager
@@ -72,6 +73,11 @@ def pick_device(name: str) -> str:
     import torch
 
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(f"--device must be auto or a device of this machine, got {name!r}: {why}") from None
         return str(torch.device(name))
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 

@@ -29,20 +29,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of
     from tokenry.lab.assets.groups import groups
 
     packages = {extra: {name: _version(name) for name in names} for extra, names in _NEEDS.items()}
+    core_missing = [name for name, version in packages["core"].items() if version is None]
     states = {name: status(name).state for name in ASSETS}
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
-        "accelerator": _accelerator(),
+        "accelerator": None if packages["core"]["torch"] is None else _accelerator(),
         "transformers": None if packages["core"]["transformers"] is None else _release(),
         "packages": packages,
         "tools": {name: bool(shutil.which(name)) for name in _TOOLS},
         "cache": str(cache_dir()),
         "offline": is_offline(),
         "assets": states,
-        "asset_groups": groups(),
+        "asset_groups": {} if core_missing else groups(),
     }
-    core_missing = [name for name, version in packages["core"].items() if version is None]
     if as_json:
         say_json(facts)
     else:

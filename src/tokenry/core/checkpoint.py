@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,26 +27,49 @@ def write_checkpoint(folder: str | Path, module: nn.Module, described: dict[str,
     state = module.state_dict()
     if without:
         state = {name: x for name, x in state.items() if not name.startswith(f"{without}.")}
+    text = json.dumps(described, indent=2, sort_keys=True)  # what cannot be written leaves both files as they are
     write_tensors(path / WEIGHTS, state, {"format": "pt"})
-    write_text(path / CONFIG, json.dumps(described, indent=2, sort_keys=True))
+    write_text(path / CONFIG, text)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside its place and move it there."""
+    """Write a safetensors file; an interruption leaves what was there."""
     kept = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    partial = path.with_name(f"{path.name}.tmp")
-    save_file(kept, partial, metadata=metadata)
-    os.replace(partial, path)
+    with _beside(path) as name:
+        save_file(kept, name, metadata=metadata)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}); remove it") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place and move it there."""
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """Write a text file, on the disk when this returns; an interruption leaves what was there."""
+    with _beside(path) as name, name.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name of its own in the folder of `path`, moved to `path` when the block ends well and removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

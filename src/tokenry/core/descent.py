@@ -58,14 +58,24 @@ class Plan:
         check_range("weight_decay", self.weight_decay, 0.0)
         check_range("floor", self.floor, 0.0, 1.0)
         check_range("warmup", self.warmup, 0, 1.0 if isinstance(self.warmup, float) else None)
+        for beta in self.betas:
+            check_range("betas", beta, 0.0, 1.0, high_open=True)
+        if self.decay == "one_cycle":
+            check_range("warmup of one_cycle (a share)", self.warmup, 0.0, 1.0, high_open=True)
         if self.clip is not None:
             check_range("clip", self.clip, 0.0, low_open=True)
         if not callable(self.decay):
             check_choice("decay", self.decay, get_args(Decay))
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step counted from 0; not for ``one_cycle``, whose rates are torch's."""
+        """Learning rate of a step counted from 0.
+
+        Raises:
+            ValueError: the decay is ``one_cycle``, whose rates are torch's.
+        """
         peak = self.learning_rate
+        if self.decay == "one_cycle":
+            raise ValueError("decay must be another one here, the rates of one_cycle are torch's")
         if callable(self.decay):
             return peak * self.decay(step)
         warm = self.warmup if isinstance(self.warmup, int) else max(1, int(self.steps * self.warmup)) if self.warmup else 0
@@ -91,6 +101,7 @@ class _Planned(LRScheduler):
         return [self.plan.rate(self.last_epoch)] * len(self.optimizer.param_groups)
 
 
+@torch.enable_grad()
 def descend(
     module: nn.Module,
     loss_of: Callable[[int], Loss],
@@ -110,14 +121,14 @@ def descend(
     Args:
         module: what is trained, in training mode.
         loss_of: the loss of a step (counted from 0), or a mapping with ``loss`` and what else the log should say. A run that
-            is to be resumed draws its batch from the step alone.
+            is to be resumed draws from the step alone: its batch, and the seed of drop-out (`tokenry.core.seeding.seeded`).
         plan: optimizer and schedule.
         folder: for a checkpoint, ``training.safetensors``: a later call with the same plan and settings goes on from it, and
-            ends where an uninterrupted run ends, bit for bit.
+            ends where an uninterrupted run ends, bit for bit. Needs a decay that has a name.
         settings: what else a run depends on; kept with the checkpoint and compared.
         until: end after so many steps of the plan; None = all.
-        log_every: steps between two rows of the log; the last step has one too; 0 keeps none.
-        save_every: steps between two checkpoints; the last step has one too.
+        log_every: steps between two rows of the log; the last step of a call has one too; 0 keeps none.
+        save_every: steps between two checkpoints; the last step of a call has one too.
         watch: called with every new row of the log, which it may add to, after the step.
         progress: called after every row of the log, or after every step where none is kept.
         stop: asked after every step; True ends the run early, after a checkpoint.
@@ -126,8 +137,16 @@ def descend(
         The log, rows of before a resume included: ``step`` (from 1), ``loss``, ``learning_rate``, and what `loss_of` told.
 
     Raises:
-        ValueError: a loss or a gradient is not finite (nothing is updated by it), or `folder` holds another run.
+        ValueError: a loss or a gradient is not finite (no weight is updated by it), nothing needs a gradient, or `folder` holds
+            another run or a damaged file.
+        RuntimeError: in ``torch.inference_mode()``, where nothing can be trained.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("training needs gradients: call it outside torch.inference_mode()")
+    check_int("log_every", log_every, 0)
+    check_int("save_every", save_every, 1)
+    if folder is not None and callable(plan.decay):
+        raise ValueError("decay must be a name where a folder is given: two functions cannot be told apart on a resume")
     end = plan.steps if until is None else check_int("until", until, 0, plan.steps)
     run = _Run(module, plan, settings, None if folder is None else Path(folder))
     modes = [(part, part.training) for part in module.modules()]
@@ -158,7 +177,10 @@ class _Run:
 
     def __init__(self, module: nn.Module, plan: Plan, settings: Mapping[str, Any] | None, folder: Path | None) -> None:
         self.module, self.plan, self.folder = module, plan, folder
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if not named:
+            raise ValueError(f"module must have a parameter that needs a gradient, {type(module).__name__} has none")
+        self.names, self.parameters = list(named), list(named.values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=plan.fused or None
         )
@@ -166,8 +188,8 @@ class _Run:
         self.log: list[Row] = []
         self.step = 0
         # As JSON gives it back: a tuple is a list there.
-        named = {**asdict(plan), "decay": plan.decay if isinstance(plan.decay, str) else "custom"}
-        self.settings = json.dumps({"plan": named, **(settings or {})}, sort_keys=True)
+        described = {**asdict(plan), "decay": plan.decay if isinstance(plan.decay, str) else "custom"}
+        self.settings = json.dumps({"plan": described, "trained": self.names, "settings": dict(settings or {})}, sort_keys=True)
         if folder is not None and (folder / STATE).exists():
             self._resume(folder / STATE)
 
@@ -175,17 +197,20 @@ class _Run:
         """One step down; what it told."""
         found = loss_of(self.step)
         told: Mapping[str, Any] = {"loss": found} if isinstance(found, Tensor) else found
+        if "loss" not in told:
+            raise ValueError(f"loss_of must tell a loss, got {sorted(told)}")
         loss, rate = told["loss"], self.optimizer.param_groups[0]["lr"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if self.plan.clip is None else self.plan.clip)
         if not math.isfinite(float(loss.detach())) or not math.isfinite(float(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
             raise ValueError(f"step {self.step}: loss {loss.item()}, gradient norm {float(norm)}; no weight was updated by it")
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
         rest = {name: x.detach() if isinstance(x, Tensor) else x for name, x in told.items()}
-        return {"step": self.step, **rest, "learning_rate": rate}
+        return {"step": 0} | rest | {"step": self.step, "learning_rate": rate}
 
     def save(self) -> None:
         if self.folder is None:
@@ -205,7 +230,11 @@ class _Run:
         facts = json.loads(described["run"])
         if facts["settings"] != self.settings:
             raise ValueError(f"{path} belongs to a run with other settings; choose another folder or remove it")
-        self.module.load_state_dict({name[6:]: x for name, x in tensors.items() if name.startswith("model.")})
+        weights = {name[6:]: x for name, x in tensors.items() if name.startswith("model.")}
+        shapes = {name: x.shape for name, x in self.module.state_dict().items()}
+        if shapes != {name: x.shape for name, x in weights.items()}:
+            raise ValueError(f"{path} belongs to a module of another shape; choose another folder or remove it")
+        self.module.load_state_dict(weights)
         state: dict[int, dict[str, Tensor]] = {}
         for name, x in tensors.items():
             if name.startswith("optimizer."):

@@ -63,7 +63,7 @@ def fit_probe(
         y: classes [...] as integers, or values [..., C] as floats.
         kind: ``linear`` and ``mlp`` (one hidden layer, GELU) go down the cross-entropy, or the mean squared error for values,
             with AdamW and a cosine to zero on standardised features; ``least_squares`` is the exact map with a constant, of
-            one-hot classes or of values, in the features' precision.
+            one-hot classes or of values, in float64 for float64 features.
         mask: which places are real [...], True = real.
         classes: number of classes C; by default the highest of `y` plus one.
         hidden: width of the MLP.
@@ -81,10 +81,12 @@ def fit_probe(
     check_range("learning_rate", learning_rate, 0.0, low_open=True)
     check_range("weight_decay", weight_decay, 0.0)
     rows, targets, width = _rows(x, y, mask, classes)
+    rows = rows if rows.dtype == torch.float64 and kind == "least_squares" else rows.float()
     if kind == "least_squares":
         return _least_squares(rows, targets, width)
-    rows = rows.float()
-    mean, deviation = rows.mean(dim=0), rows.std(dim=0, correction=0).clamp_min(1e-6)
+    mean, deviation = rows.mean(dim=0), rows.std(dim=0, correction=0)
+    # A feature that never moved in training says nothing; its unit is kept, so that it cannot explode later.
+    deviation = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), deviation, 1.0)
     with seeded(seed):
         layers = [nn.Linear(rows.shape[1], hidden), nn.GELU(), nn.Linear(hidden, width)]
         net = nn.Linear(rows.shape[1], width) if kind == "linear" else nn.Sequential(*layers)
@@ -113,7 +115,8 @@ def _rows(x: Tensor, y: Tensor, mask: Tensor | None, classes: int | None) -> tup
     keep = torch.ones(places, dtype=torch.bool, device=x.device) if mask is None else check_mask("mask", mask, places)
     rows, targets = check_finite("x", x.detach()[keep]), y[keep]
     if not len(rows):
-        raise ValueError("mask must keep at least one place, got all False")
+        empty = f"x must hold at least one place, got shape {list(x.shape)}"
+        raise ValueError("mask must keep at least one place, got all False" if x.numel() else empty)
     if targets.is_floating_point():
         return rows, check_finite("y", targets), targets.shape[1]
     width = int(targets.max()) + 1 if classes is None else check_int("classes", classes, 1)

@@ -13,5 +13,9 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """The global generators of the CPU and of `device` start from `seed` inside, and are as they were afterwards."""
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which seeds every accelerator there is.
+        torch.default_generator.manual_seed(seed)
+        for forked in devices:
+            with torch.cuda.device(forked):
+                torch.cuda.manual_seed(seed)
         yield

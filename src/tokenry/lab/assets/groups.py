@@ -35,6 +35,8 @@ def assets_for(group: str) -> tuple[str, ...]:
     known = groups()
     if group not in known:
         hint = suggest(group, known) or f"; known: {', '.join(known)}"
+        if any(row.slug == group for row in systems()):
+            raise ValueError(f"--for: {group} needs no assets; those that do: {', '.join(known)}")
         raise ValueError(f"--for: {group!r} is no system (or command) that needs assets{hint}")
     parts = {part for name in known[group] for part in ASSETS[name].needs}  # fetched with what they are parts of
     return tuple(name for name in known[group] if name not in parts)

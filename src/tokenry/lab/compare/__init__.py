@@ -12,7 +12,7 @@ from tokenry.lab.compare.rows import Bench, Row, Settings
 from tokenry.lab.evidence.claim import bootstrap_difference
 
 
-def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[str, Any]:
+def compare_pruning(settings: Settings, out: Path, progress: Progress, *, fresh: bool = False) -> dict[str, Any]:
     """Measure every method at every budget, write ``compare.json``, ``quality.png`` and ``index.html`` under `out`.
 
     Rows are written as they are measured; a run with the same settings continues where the last one stopped.
@@ -38,7 +38,7 @@ def compare_pruning(settings: Settings, out: Path, progress: Progress) -> dict[s
 
     result = run(
         jobs, measure, out, keys=("method", "keep"), head=head, free=("methods", "keeps"), device=settings.device,
-        progress=progress, valid=lambda row, earlier: earlier["items"] == head["items"],
+        progress=progress, fresh=fresh, valid=lambda row, earlier: earlier["items"] == head["items"],
     )  # fmt: skip
     figure = quality_figure(result, out / "quality.png")
     write_page(result, figure, out / "index.html")

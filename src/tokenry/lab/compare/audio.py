@@ -65,7 +65,7 @@ class AudioSettings:
         }
 
 
-def compare_audio(settings: AudioSettings, out: Path, progress: Progress) -> dict[str, Any]:
+def compare_audio(settings: AudioSettings, out: Path, progress: Progress, *, fresh: bool = False) -> dict[str, Any]:
     """Measure every codec in every domain; writes ``compare.json``, ``index.html`` and ``audio/`` under `out`.
 
     A row is written as soon as it is measured; a run with the same settings continues where the last one stopped.
@@ -98,7 +98,7 @@ def compare_audio(settings: AudioSettings, out: Path, progress: Progress) -> dic
 
     result = run(
         [(codec, domain) for codec in settings.codecs for domain in settings.domains], measured, out,
-        keys=("codec", "domain"), head=head, free=("codecs", "domains"), device=settings.device, progress=progress,
+        keys=("codec", "domain"), head=head, free=("codecs", "domains"), device=settings.device, progress=progress, fresh=fresh,
         valid=valid,
     )  # fmt: skip
     write_page(result, out)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenry.core.checkpoint import write_text
 from tokenry.core.progress import Progress, within
-from tokenry.lab.evidence.results import environment, write_atomic
+from tokenry.lab.evidence.results import environment
 
 RESULT = "compare.json"
 Job = tuple[Any, Any]
@@ -25,6 +26,7 @@ def run(
     free: Sequence[str],
     device: str,
     progress: Progress,
+    fresh: bool = False,
     valid: Callable[[dict[str, Any], dict[str, Any]], bool] = lambda row, earlier: True,
 ) -> dict[str, Any]:
     """Measure every job, writing ``compare.json`` under `out` after each; the same settings go on where the last run stopped.
@@ -38,40 +40,50 @@ def run(
         free: settings that may differ from an earlier run whose rows are taken over (methods, budgets).
         device: recorded.
         progress: of the whole.
+        fresh: replace an earlier file, whatever its settings.
         valid: whether an earlier row still counts, given the earlier file.
 
     Returns:
         What the file holds: `head`, ``rows`` in the order of `jobs` (others behind them), ``environment``.
+
+    Raises:
+        ValueError: an earlier file was made with other settings.
     """
     path = out / RESULT
-    result = _resumed(path, head, free, valid)
+    result: dict[str, Any] = {**head, "rows": [], "environment": {}} if fresh else _resumed(path, head, free, valid)
     order = {job: place for place, job in enumerate(jobs)}
     done = {tuple(row[key] for key in keys) for row in result["rows"]}
     for number, job in enumerate(jobs):
         if job in done:
             continue
+        done.add(job)
         label = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in job)
         told = within(progress, number / len(jobs), (number + 1) / len(jobs), label)
         told("", 0.0)
         result["rows"].append({**dict(zip(keys, job, strict=True)), **measure(job, result, told)})
-        write_atomic(path, json.dumps(result) + "\n")
+        write_text(path, json.dumps(result) + "\n")
     result["rows"].sort(key=lambda row: order.get(tuple(row[key] for key in keys), len(order)))
     result["environment"] = environment(device)
-    write_atomic(path, json.dumps(result) + "\n")
+    write_text(path, json.dumps(result) + "\n")
     return result
 
 
 def _resumed(
     path: Path, head: dict[str, Any], free: Sequence[str], valid: Callable[[dict[str, Any], dict[str, Any]], bool]
 ) -> dict[str, Any]:
-    """An earlier file with the rows that still count; a fresh one where it is missing, damaged or has other settings."""
+    """An earlier file with the rows that still count; a fresh one where it is missing or damaged.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
     fresh: dict[str, Any] = {**head, "rows": [], "environment": {}}
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps(head["settings"]))
-        if any(earlier["settings"][name] != value for name, value in wanted.items() if name not in free):
-            return fresh
+        differ = [name for name, value in wanted.items() if name not in free and earlier["settings"][name] != value]
         rows = [row for row in earlier["rows"] if valid(row, earlier)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return fresh
+    if differ and earlier["rows"]:
+        raise ValueError(f"{path} was made with another {', '.join(differ)}; choose another --out, or replace it with --fresh")
     return {**earlier, **head, "rows": rows}

@@ -88,6 +88,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _differences(better: Sequence[Sequence[float]], worse: Sequence[Sequence[float]]) -> list[Values]:
+    if [len(b) for b in better] != [len(w) for w in worse]:
+        raise ValueError(f"better and worse must hold the same items, got {list(map(len, better))} and {list(map(len, worse))}")
     differences = [np.subtract(b, w, dtype=np.float64) for b, w in zip(better, worse, strict=True)]
     if not differences or any(d.size == 0 for d in differences):
         raise ValueError("better and worse must hold at least one seed with at least one item")

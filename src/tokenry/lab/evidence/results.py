@@ -7,12 +7,12 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tokenry.core.checkpoint import write_text
 from tokenry.errors import ResultFileError
 
 SCHEMA = 1
@@ -64,22 +64,6 @@ def result_path(folder: Path, system: str, scale: str) -> Path:
     return folder / f"{system}.{scale}.json"
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write text to a temporary name beside `path`, flush it to disk, then replace: never a half-written file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def _seal(body: dict[str, Any]) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -90,7 +74,7 @@ def save(result: Result, folder: Path) -> Path:
     body = asdict(result)
     body["seeds"] = {str(seed): row for seed, row in sorted(result.seeds.items())}
     path = result_path(folder, result.system, result.scale)
-    write_atomic(path, json.dumps({"schema": SCHEMA, "sha256": _seal(body), **body}, indent=1) + "\n")
+    write_text(path, json.dumps({"schema": SCHEMA, "sha256": _seal(body), **body}, indent=1) + "\n")
     return path
 
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tokenry.lab.evidence.results import write_atomic
+from tokenry.core.checkpoint import write_text
 from tokenry.lab.pages.frame import text_of
 from tokenry.lab.sources.language_names import language_name
 from tokenry.text.audit import AuditReport
@@ -16,9 +16,9 @@ FAILURES = 4  # shown per tokenizer and kind
 
 def write(report: AuditReport, out: Path) -> Path:
     """Write ``audit.json``, ``audit.csv`` and ``index.html`` into `out`; returns the page."""
-    write_atomic(out / "audit.json", report.to_json() + "\n")
-    write_atomic(out / "audit.csv", report.to_csv())
-    write_atomic(out / "index.html", render(report))
+    write_text(out / "audit.json", report.to_json() + "\n")
+    write_text(out / "audit.csv", report.to_csv())
+    write_text(out / "index.html", render(report))
     return out / "index.html"
 
 

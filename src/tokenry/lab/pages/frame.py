@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from tokenry import __version__
+from tokenry.core.checkpoint import write_text
 from tokenry.errors import optional
-from tokenry.lab.evidence.results import write_atomic
 
 _HERE = Path(__file__).parent
 
 
 def render(template: str, out: Path, *, root: str = "", **values: Any) -> Path:
     """Write the page that `template` makes of `values` to `out`; `root` leads from it to the folder of the index."""
-    write_atomic(out, text_of(template, root=root, **values))
+    write_text(out, text_of(template, root=root, **values))
     return out
 
 

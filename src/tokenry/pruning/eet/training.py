@@ -176,7 +176,7 @@ class EETTrainer(Trainer):
 
     Raises:
         ValueError: codes or a data set that do not fit, a pruned teacher, or terms that need a teacher without one.
-        FloatingPointError: in ``train()``, a loss that is not finite; the weights are left as they were.
+        FloatingPointError: in ``train()``, a loss that is not finite; its step changes no weight.
     """
 
     def __init__(
@@ -200,6 +200,8 @@ class EETTrainer(Trainer):
         if len(train_dataset) != count:  # type: ignore[arg-type]
             items = len(train_dataset)  # type: ignore[arg-type]
             raise ValueError(f"train_dataset must have one item per row of codes ({count}), got {items}")
+        if options.get("eval_dataset") is not None:
+            raise ValueError("eval_dataset is not used here: codes belong to training images; see evaluate_retrieval")
         self.augment = augment
         if args is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="tokenry-eet-")
@@ -220,7 +222,8 @@ class EETTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *unused: Any, **options: Any) -> Any:
         """Sum of the two losses."""
         images = inputs["images"] if self.augment is None else self.augment(inputs["images"])
-        terms: dict[str, Tensor] = model(images, inputs["labels"], inputs["index"])
+        # one value per device where the Trainer spreads a batch over several
+        terms = {name: term.mean() for name, term in model(images, inputs["labels"], inputs["index"]).items()}
         self._told = {name: float(term.detach()) for name, term in terms.items()}
         for name, value in self._told.items():
             if not math.isfinite(value):
