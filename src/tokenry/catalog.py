@@ -90,7 +90,7 @@ class System:
         return getattr(import_module(self.module), self.exports[0])
 
     def load_claim(self) -> Any:
-        """Import and return the system's :class:`tokenry.lab.evidence.claim.Claim`.
+        """Import and return the system's `tokenry.lab.evidence.claim.Claim`.
 
         Raises:
             ValueError: the system is planned, or its module holds no ``CLAIM`` of its slug.

@@ -42,7 +42,7 @@ class ResultFileError(ValueError):
 
 
 def optional(module: str, extra: str) -> ModuleType:
-    """Import `module` now, or raise :class:`MissingDependencyError` naming the extra that brings it."""
+    """Import `module` now, or raise `MissingDependencyError` naming the extra that brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -101,7 +101,7 @@ def last_window_scores(
 ) -> Tensor:
     """Attention that the last `window` queries give to every slot, summed over them: [B,Hq,T] ([B,Hkv,T] if reduced).
 
-    The cheap stand-in for :func:`column_sums`, O(window x T), known from SnapKV; `query` holds at least the last queries.
+    The cheap stand-in for `column_sums`, O(window x T), known from SnapKV; `query` holds at least the last queries.
     """
     check_int("window", window, 1)
     check_shape("query", query, "B Hq Q d")
@@ -169,11 +169,11 @@ def mass_between(
         key: [B,Hkv,T,d].
         rows: [B,Q] bool, the queries to look at; those that `mask` hides do not count.
         columns: [B,T] bool, the slots whose mass is wanted.
-        scale: as in :func:`column_sums`.
-        causal_offset: as in :func:`column_sums`.
+        scale: as in `column_sums`.
+        causal_offset: as in `column_sums`.
         mask: [B,T] bool, False = slot that nobody may see.
         chunk: queries per block.
-        soft_cap: as in :func:`column_sums`.
+        soft_cap: as in `column_sums`.
     """
     problem = _checked(query, key, scale, causal_offset, mask, None, soft_cap)
     check_int("chunk", chunk, 1)

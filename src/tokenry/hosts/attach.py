@@ -18,7 +18,7 @@ _MISSING = object()
 
 
 class Hooks:
-    """Hooks and attribute patches that belong to one attachment; :func:`attached` undoes all of them."""
+    """Hooks and attribute patches that belong to one attachment; `attached` undoes all of them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -41,7 +41,7 @@ class Hooks:
         setattr(target, attribute, value)
 
     def watch(self) -> None:
-        """Note whether the model itself runs, so that :attr:`missed` can tell."""
+        """Note whether the model itself runs, so that `missed` can tell."""
 
         def ran(*_: Any) -> None:
             self._ran = True
@@ -78,10 +78,10 @@ class Hooks:
 
 @contextmanager
 def attached(model: nn.Module, owner: str) -> Iterator[Hooks]:
-    """Give a :class:`Hooks` for `model` and restore everything on exit, also after an exception.
+    """Give a `Hooks` for `model` and restore everything on exit, also after an exception.
 
-    Warns :class:`~tokenry.errors.UntestedReleaseWarning` once on a transformers newer than the tested ones, and
-    :class:`~tokenry.errors.NotInForceWarning` at exit if the model ran past all hooks.
+    Warns `UntestedReleaseWarning` once on a transformers newer than the tested ones, and
+    `NotInForceWarning` at exit if the model ran past all hooks.
 
     Raises:
         RuntimeError: `model` already has an attachment (two at once would prune what the other one has pruned).

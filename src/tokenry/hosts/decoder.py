@@ -169,7 +169,7 @@ def query_source(attention: nn.Module) -> nn.Module:
 
 
 def queries_from(attention: nn.Module, projected: Tensor, position_embeddings: PositionEmbeddings) -> Tensor:
-    """Rotated queries [B,Hq,T,d] from the output [B,T,.] of :func:`query_source`."""
+    """Rotated queries [B,Hq,T,d] from the output [B,T,.] of `query_source`."""
     facts = attention_facts(attention)
     flat = projected[..., : facts.query_heads * facts.head_size]
     heads = flat.unflatten(-1, (facts.query_heads, facts.head_size))

@@ -36,7 +36,7 @@ class Kept:
 
 @dataclass
 class PruningTrace:
-    """Record of an attachment: one :class:`Kept` per image (or sequence) and decision; `facts` holds what else was measured."""
+    """Record of an attachment: one `Kept` per image (or sequence) and decision; `facts` holds what else was measured."""
 
     kept: list[Kept] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)

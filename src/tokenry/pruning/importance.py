@@ -46,7 +46,7 @@ def unit_importance(source: Source, features: Tensor, tokens: Sequence[tuple[Vis
     """Importance [n] of tokens that share a budget.
 
     Args:
-        source: a name of :data:`SOURCES`; ``"auto"`` takes CLS attention where it was recorded, else the norm.
+        source: a name of `SOURCES`; ``"auto"`` takes CLS attention where it was recorded, else the norm.
         features: [n,D] projected tokens.
         tokens: the images they come from, each with the indices of its tokens.
         number: seed of ``"random"``.

@@ -192,7 +192,7 @@ def _choose_ragged(
 
 
 def take_slots(slots: Slots, index: Tensor, *, uniform: bool) -> Slots:
-    """Gather the slots at `index` [B,H or 1,K] of :func:`choose_slots` into fresh tensors; empty slots become padding.
+    """Gather the slots at `index` [B,H or 1,K] of `choose_slots` into fresh tensors; empty slots become padding.
 
     `uniform` says that all sequences keep equally many, so that without padding there can be no empty slot.
     """

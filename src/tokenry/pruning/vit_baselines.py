@@ -1,9 +1,9 @@
 """Baselines for pruning inside a vision transformer, on the same schedule as EET.
 
-- :class:`ClsRow`: attention of CLS averaged over heads (the score of EViT, arXiv 2202.07800, without its fused token).
-- :class:`ToMe`: token merging (arXiv 2210.09461): bipartite soft matching on keys, size-weighted
+- `ClsRow`: attention of CLS averaged over heads (the score of EViT, arXiv 2202.07800, without its fused token).
+- `ToMe`: token merging (arXiv 2210.09461): bipartite soft matching on keys, size-weighted
   averages, proportional attention.
-- :class:`RandomPatches`: chance.
+- `RandomPatches`: chance.
 
 ToMe as published merges a fixed number of tokens inside every block, between attention and MLP. Here it merges after the blocks
 of the schedule, in as many matching rounds as the budget needs (one round at most halves), so that it meets the other methods

@@ -35,7 +35,7 @@ def contract_instances(row: System) -> dict[str, Any]:
 def check_contract(instance: Any) -> None:
     """Run the contract of the wing that `instance` belongs to.
 
-    A language model comes as the arguments of :func:`tokenry.testing.check_language_model` by name, with ``model`` and
+    A language model comes as the arguments of `tokenry.testing.check_language_model` by name, with ``model`` and
     ``batch`` in place of what makes them.
 
     Raises:

@@ -1,7 +1,7 @@
 """Contract of a language model of ours: ``check_language_model(make_model, make_batch)``.
 
 The model is a transformers ``PreTrainedModel``; a batch is the dict of its inputs. What differs between models is
-told by a :class:`LanguageModelCase`.
+told by a `LanguageModelCase`.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def check_language_model(make_model: MakeModel, make_batch: MakeBatch, **options
     Args:
         make_model: builds the model, the same weights every time.
         make_batch: builds its inputs, the same every time.
-        options: the other fields of :class:`LanguageModelCase`.
+        options: the other fields of `LanguageModelCase`.
 
     Raises:
         AssertionError: a check fails; the message names the check and what was found.

@@ -161,7 +161,7 @@ def tiny_qwen(*, layers: int = 4, attention: Literal["sdpa", "eager"] = "sdpa", 
 
 _WHOLE = {"llava": tiny_llava, "onevision": tiny_onevision, "qwen2_5_vl": tiny_qwen}
 NAMES = (*_PLAIN, *_WHOLE)
-"""What :func:`tiny` builds."""
+"""What `tiny` builds."""
 
 
 def _ids(rows: list[list[int]]) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ def _prompt(images: list[int], words: int, offset: int) -> list[int]:
 def llava_inputs(
     images_per_row: tuple[int, ...] = (1,), *, words: tuple[int, ...] | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """What a processor would give :func:`tiny_llava`: rows with 0, 1 or more images, left-padded."""
+    """What a processor would give `tiny_llava`: rows with 0, 1 or more images, left-padded."""
     words = words or (4,) * len(images_per_row)
     inputs = _ids([_prompt([36] * n, w, i) for i, (n, w) in enumerate(zip(images_per_row, words, strict=True))])
     count = sum(images_per_row)
@@ -193,7 +193,7 @@ def llava_inputs(
 
 
 def onevision_inputs(sizes: tuple[tuple[int, int], ...] = ((64, 64),), *, seed: int = 0) -> dict[str, Tensor]:
-    """What a processor would give :func:`tiny_onevision`: a row per image of `sizes` (height, width), tiled as needed."""
+    """What a processor would give `tiny_onevision`: a row per image of `sizes` (height, width), tiled as needed."""
     from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
     model = tiny_onevision(layers=1)
@@ -210,7 +210,7 @@ def onevision_inputs(sizes: tuple[tuple[int, int], ...] = ((64, 64),), *, seed: 
 
 
 def qwen_inputs(grids: tuple[tuple[tuple[int, int], ...], ...] = (((8, 12),),), *, seed: int = 0) -> dict[str, Tensor]:
-    """What a processor would give :func:`tiny_qwen`: per row the (height, width) in patches of its images."""
+    """What a processor would give `tiny_qwen`: per row the (height, width) in patches of its images."""
     rows = []
     for i, grid in enumerate(grids):
         row = [1, 5 + i]

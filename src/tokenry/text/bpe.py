@@ -134,7 +134,7 @@ def train_bpe(
     The result may be smaller than `vocab_size` when the text has no pair left to merge: look at ``get_vocab_size()``.
 
     Raises:
-        TypeError, ValueError: see :func:`text_source` and :func:`check_size`.
+        TypeError, ValueError: see `text_source` and `check_size`.
     """
     check_size(vocab_size, special_tokens)
     check_int("min_frequency", min_frequency, 0)

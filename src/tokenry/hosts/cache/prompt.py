@@ -62,7 +62,7 @@ class Observe:
     evict_every = 1
 
     def budgets(self, prompt: Prompt) -> list[Budget | None]:
-        """Never reached: :func:`fork_cache` settles a copy."""
+        """Never reached: `fork_cache` settles a copy."""
         return [None] * len(prompt.layers)
 
     def evict(self, slots: Slots, budget: Budget, state: dict[str, object]) -> tuple[Slots, torch.Tensor]:

@@ -1,10 +1,10 @@
 """One engine for every method that shortens the KV cache of a decoder, as hooks on an unchanged transformers model.
 
-A method (a :class:`~tokenry.hosts.cache.policy.CachePolicy`) says which attention scores it needs, how many slots every layer
+A method (a `CachePolicy`) says which attention scores it needs, how many slots every layer
 gets, and which slots survive. The engine collects the scores block by block during the prompt (never a Q x T map), compresses
 all layers once the prompt is complete, then after every decoded token, and gives each layer the mask that fits its own slots.
 
-- State lives in the cache's layers (:class:`~tokenry.hosts.cache.layer.TrackedLayer`), so each new cache starts fresh.
+- State lives in the cache's layers (`TrackedLayer`), so each new cache starts fresh.
 - Keys keep the rotation of their original position; the cache reports the tokens it has seen, so positions stay right.
 - Batches must be left-padded. Padding scores nothing, is dropped first and is never seen.
 """
@@ -44,7 +44,7 @@ _MODES = ("greedy_search", "sample")
 
 
 class CacheSession:
-    """Hooks of one attachment; made by :func:`compress_cache`."""
+    """Hooks of one attachment; made by `compress_cache`."""
 
     def __init__(self, model: nn.Module, policy: CachePolicy, layers: list[int], report: Callable[[Compressed], None]) -> None:
         self.policy, self._name = policy, type(policy).__name__
@@ -74,7 +74,7 @@ class CacheSession:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Observe the prompt inside without settling it: for :func:`~tokenry.hosts.cache.prompt.fork_cache`."""
+        """Observe the prompt inside without settling it: for `fork_cache`."""
         self._hold = True
         try:
             yield

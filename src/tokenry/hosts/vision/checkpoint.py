@@ -38,7 +38,7 @@ def save_vision_module(
 
 
 def load_vision_module(folder: str | Path, *, kind: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
-    """Read what :func:`save_vision_module` wrote: a tower with fresh weights, the settings, and the weights of the module.
+    """Read what `save_vision_module` wrote: a tower with fresh weights, the settings, and the weights of the module.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -1,4 +1,4 @@
-"""Fewer patch tokens after chosen blocks of a vision transformer: dropped (:func:`drop_after`) or merged (:func:`merge_after`).
+"""Fewer patch tokens after chosen blocks of a vision transformer: dropped (`drop_after`) or merged (`merge_after`).
 
 Prefix tokens (CLS, distillation token, registers) always stay. Kept patches keep their order, and their indices are composed
 over the stages, so that every record speaks in the patch numbering of the image. Positions were added before the first block,
@@ -132,8 +132,8 @@ def merge_after(
     attention scores through the attention mask (sdpa and eager attention).
 
     Raises:
-        UnsupportedModelError: as :func:`drop_after`, and another attention implementation when `proportional`.
-        ValueError: as :func:`drop_after`, and a model that is called with an attention mask.
+        UnsupportedModelError: as `drop_after`, and another attention implementation when `proportional`.
+        ValueError: as `drop_after`, and a model that is called with an attention mask.
     """
     with _attach(model, mergers, owner, on_drop, merging=True, proportional=proportional) as records:
         yield records

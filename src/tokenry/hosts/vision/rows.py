@@ -13,7 +13,7 @@ from tokenry.hosts.vision.towers import VisionHost, describe
 
 
 class ClsAttention:
-    """What one block's attention looked like to CLS in the latest forward; filled by :func:`capture_cls_row`."""
+    """What one block's attention looked like to CLS in the latest forward; filled by `capture_cls_row`."""
 
     def __init__(self, host: VisionHost, layer: int) -> None:
         self._capture = AttentionCapture(host, layer)

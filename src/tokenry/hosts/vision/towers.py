@@ -128,7 +128,7 @@ class VisionHost:
         return layer % self.depth
 
     def require_cls(self, what: str) -> None:
-        """Raise :class:`UnsupportedModelError` if this family has no CLS token."""
+        """Raise `UnsupportedModelError` if this family has no CLS token."""
         if not self.has_cls:
             having = [name for name, family in _TOWERS.items() if family.has_cls]
             raise UnsupportedModelError.of(self.model, having, reason=f"it has no CLS token, which {what} needs")

@@ -1,6 +1,6 @@
 """Rows of a batch with tokens taken out: what was kept, where it went, and the positions and masks that belong to it.
 
-A :class:`KeptColumns` maps a batch of S columns to n' <= S columns. Rows that keep fewer tokens are padded on the left, as
+A `KeptColumns` maps a batch of S columns to n' <= S columns. Rows that keep fewer tokens are padded on the left, as
 ``generate`` expects; the padding carries mask 0.
 """
 

@@ -55,7 +55,7 @@ class StageState:
 
 
 class StageHooks:
-    """Hooks on the decoder's blocks that carry a :class:`DecoderStage` out."""
+    """Hooks on the decoder's blocks that carry a `DecoderStage` out."""
 
     def __init__(self, hooks: Hooks, language: Any, stage: DecoderStage) -> None:
         blocks = language.layers

@@ -27,10 +27,10 @@ class D2O(CacheMethod):
         lower: smallest share of a layer.
         upper: largest share of a layer.
         exact_budget: scale the shares of the compressed layers so that the mean over ALL layers is `budget`.
-        density: see :func:`attention_density`; None gives every layer the same share.
-        merge: see :func:`compress`; None drops instead of merging.
-        new_weight: see :func:`compress`.
-        old_weight: see :func:`compress`.
+        density: see `attention_density`; None gives every layer the same share.
+        merge: see `compress`; None drops instead of merging.
+        new_weight: see `compress`.
+        old_weight: see `compress`.
         score: ``"exact"`` column sums over the whole prompt, or ``"window"``, those of its last `window` queries (cheaper;
             differs from the paper).
         window: queries of the score window.

@@ -2,10 +2,10 @@
 
 Three parts and a hashing step, each usable alone:
 
-- CTP, content-based token pruning: :class:`EET`, :func:`content_importance`;
-- DKT, discriminative knowledge transfer, and DRG, discriminative region guidance: :class:`EETTrainer`, :func:`region_mask`;
-- two-step hash codes: :func:`solve_hash_codes`, then :class:`EETHashModel` learns to hit them; :class:`HammingIndex`,
-  :func:`mean_average_precision` and :func:`evaluate_retrieval` search and score.
+- CTP, content-based token pruning: `EET`, `content_importance`;
+- DKT, discriminative knowledge transfer, and DRG, discriminative region guidance: `EETTrainer`, `region_mask`;
+- two-step hash codes: `solve_hash_codes`, then `EETHashModel` learns to hit them; `HammingIndex`,
+  `mean_average_precision` and `evaluate_retrieval` search and score.
 
 Where the released code differs from the paper: it hides the transposed patches in DRG (``transposed=True`` reproduces that, the
 default hides the intended ones); it hard-codes the kept counts 98, 49 and 12, which the default schedule gives for 196 patches;

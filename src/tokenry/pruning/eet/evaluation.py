@@ -17,7 +17,7 @@ Protocol = Literal["target_codes", "encoded"]
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Outcome of :func:`evaluate_retrieval`; `per_query` holds the average precision of each query."""
+    """Outcome of `evaluate_retrieval`; `per_query` holds the average precision of each query."""
 
     mean_average_precision: float
     per_query: tuple[float, ...]
@@ -65,7 +65,7 @@ def evaluate_retrieval(
 
     Raises:
         ValueError: the database that the protocol needs is missing, or the other one is given; or as
-            :func:`average_precision`.
+            `average_precision`.
     """
     check_choice("protocol", protocol, ("target_codes", "encoded"))
     needed, unused = ("target_codes", "database") if protocol == "target_codes" else ("database", "target_codes")

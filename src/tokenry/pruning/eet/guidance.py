@@ -51,7 +51,7 @@ def hide_regions(images: Tensor, importance: Tensor, count: int, grid: tuple[int
     """`images` [B,C,H,W] with the `count` most important patches set to 0, the mean colour of normalised images.
 
     Raises:
-        ValueError: image sides that the grid does not divide, or as :func:`region_mask`.
+        ValueError: image sides that the grid does not divide, or as `region_mask`.
     """
     sizes = check_shape("images", check_float("images", images), "B C H W", B=importance.shape[0])
     check_device("importance", importance, "images", images)

@@ -37,7 +37,7 @@ class EETHashModel(nn.Module):
         backbone: a supported vision tower with a CLS token (``ViTModel``, ``DeiTModel``, DINOv2, ``CLIPVisionModel``).
         num_classes: c.
         bits: code length K.
-        pruner: :class:`EET` or any baseline of :mod:`tokenry.pruning.vit_baselines`, active in every forward; None: dense.
+        pruner: `EET` or any baseline of `tokenry.pruning.vit_baselines`, active in every forward; None: dense.
 
     Raises:
         UnsupportedModelError: another kind of backbone, or one without CLS token.
@@ -99,7 +99,7 @@ class EETHashModel(nn.Module):
         return other
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write weights (safetensors) and configuration (JSON) to `folder`. Only :class:`EET` pruners are written.
+        """Write weights (safetensors) and configuration (JSON) to `folder`. Only `EET` pruners are written.
 
         Raises:
             TypeError: another kind of pruner.
@@ -116,7 +116,7 @@ class EETHashModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> EETHashModel:
-        """Read what :meth:`save_pretrained` wrote; the model comes in evaluation mode.
+        """Read what `save_pretrained` wrote; the model comes in evaluation mode.
 
         Raises:
             FileNotFoundError, ValueError: files missing or damaged; the message names them.

@@ -15,9 +15,9 @@ from tokenry.pruning.vit_schedule import PatchPruner
 class EET(PatchPruner):
     """Content-based token pruning (CTP): ``with EET(keep={3: 0.5, 7: 0.5, 9: 0.25}).attach(vit): vit(pixels)``.
 
-    After block b only the patches with the largest :func:`content_importance`, as block b itself computed it, go on; CLS and
+    After block b only the patches with the largest `content_importance`, as block b itself computed it, go on; CLS and
     other prefix tokens always do. The default schedule is the paper's, for 12 blocks; other depths need `keep`
-    (:func:`tokenry.pruning.vit_schedule.scaled_schedule` moves the paper's). Kept patches stay in image order; the released
+    (`tokenry.pruning.vit_schedule.scaled_schedule` moves the paper's). Kept patches stay in image order; the released
     code sorts them by importance, which attention does not see.
     """
 

@@ -86,7 +86,7 @@ def mean_average_precision(
     *,
     ties: Ties = "stable",
 ) -> float:
-    """Mean over the queries of :func:`average_precision` (same arguments and errors).
+    """Mean over the queries of `average_precision` (same arguments and errors).
 
     Raises:
         ValueError: as there, or no query at all.

@@ -30,7 +30,7 @@ from tokenry.pruning.eet.model import EETHashModel
 
 @dataclass(frozen=True)
 class EETTrainingConfig:
-    """Settings of :class:`EETTrainer`; the defaults are the released recipe.
+    """Settings of `EETTrainer`; the defaults are the released recipe.
 
     Attributes:
         learning_rate: peak rate.
@@ -161,17 +161,17 @@ class EETLosses(nn.Module):
 
 
 class EETTrainer(Trainer):
-    """``transformers.Trainer`` that trains a student and its teacher side by side; see :class:`EETLosses`.
+    """``transformers.Trainer`` that trains a student and its teacher side by side; see `EETLosses`.
 
     Args:
-        student: the model with a pruner (or any :class:`EETHashModel`).
-        teacher: a dense :class:`EETHashModel`, for example ``student.twin()``; None trains the student alone, which needs
+        student: the model with a pruner (or any `EETHashModel`).
+        teacher: a dense `EETHashModel`, for example ``student.twin()``; None trains the student alone, which needs
             ``transfer_weight=0`` and ``hidden_patches=0``.
-        codes: target codes [n,bits] of the n training images, from :func:`solve_hash_codes`.
+        codes: target codes [n,bits] of the n training images, from `solve_hash_codes`.
         config: settings.
         train_dataset: (image, label) pairs, item i belonging to ``codes[i]``.
         augment: optional function from a batch of images to a batch of images.
-        args: from :func:`eet_training_arguments`; None = those of `config`, and no checkpoints.
+        args: from `eet_training_arguments`; None = those of `config`, and no checkpoints.
         options: everything else that ``Trainer`` takes.
 
     Raises:

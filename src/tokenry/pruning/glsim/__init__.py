@@ -3,10 +3,10 @@
 A patch is discriminative when its final feature points the way of the CLS feature. That costs one product per patch and needs
 no attention maps. From it:
 
-- :func:`global_local_similarity`, :func:`crop_boxes`, :func:`crop_images`: similarity, box of the top patches, the zoomed crop;
-- :class:`GLSimClassifier` (two passes and an aggregator block) and :class:`GLSimTrainer`;
-- :func:`saliency_map`, :func:`overlay`: the picture;
-- :class:`GLSim`: the similarity as an importance source for any selector, beside the CLS row of attention.
+- `global_local_similarity`, `crop_boxes`, `crop_images`: similarity, box of the top patches, the zoomed crop;
+- `GLSimClassifier` (two passes and an aggregator block) and `GLSimTrainer`;
+- `saliency_map`, `overlay`: the picture;
+- `GLSim`: the similarity as an importance source for any selector, beside the CLS row of attention.
 
 Where the released code differs from the paper: its crop ends at the start of the last selected patch row and column, so they
 are cut off unless the box is one patch thick. That is the default here too (all published numbers have it);

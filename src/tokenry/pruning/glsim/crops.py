@@ -30,7 +30,7 @@ def crop_boxes(
     one: this is what the released code does. ``inclusive=True`` ends at (r1+1) P and (c1+1) P instead.
 
     Args:
-        similarity: [B,N] from :func:`global_local_similarity`, patches in row-major order.
+        similarity: [B,N] from `global_local_similarity`, patches in row-major order.
         top: number of patches O (8 in the paper), 1 <= top <= N; the lowest index wins ties.
         grid: patch rows and columns, or one number for both; likewise `patch` and `image_size` in pixels.
         patch: patch sides.

@@ -81,7 +81,7 @@ class GLSimClassifier(nn.Module):
         heads: heads of the aggregator; None is R / 64 rounded down, at least 1.
         head: ``"first"`` reads the full-image position; ``"mean"`` and ``"max"`` combine the head's outputs of both.
         anchors: ``"similarity"``, or ``"random"`` patches (the control of the paper's code).
-        inclusive: keep the last selected patch row and column in the crop (see :func:`crop_boxes`).
+        inclusive: keep the last selected patch row and column in the crop (see `crop_boxes`).
         min_size: smallest crop side in pixels.
         dropout: in the aggregator.
         seed: of the new weights and of random anchors.
@@ -156,7 +156,7 @@ class GLSimClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GLSimClassifier:
-        """Read what :meth:`save_pretrained` wrote; the model comes in evaluation mode.
+        """Read what `save_pretrained` wrote; the model comes in evaluation mode.
 
         Raises:
             FileNotFoundError, ValueError: files missing or damaged; the message names them.

@@ -57,7 +57,7 @@ def overlay(
 
     Args:
         image: [3,H,W] or [1,H,W]; after ``image * std + mean`` it must be in 0..1 (values outside are cut off for display).
-        saliency: [H,W] in 0..1, from :func:`saliency_map`.
+        saliency: [H,W] in 0..1, from `saliency_map`.
         alpha: share of the saliency colours, 0..1.
         box: optional crop box (top, left, bottom, right), drawn as a white frame.
         mean: channel means that the image processor subtracted.

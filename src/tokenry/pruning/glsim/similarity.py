@@ -20,7 +20,7 @@ def global_local_similarity(tokens: Tensor, metric: Metric = "cosine") -> Tensor
 
     With G = tokens[:, 0] and F_i = tokens[:, i]: ``"cosine"`` cos(G, F_i), largest is best; ``"l1"`` mean_k |G_k - F_ik| and
     ``"l2"`` mean_k (G_k - F_ik)^2, smallest is best. A zero vector has cosine 0. The tokens must be normalised as the model's
-    final layer norm does it (:func:`tokenry.hosts.vision.signals.global_and_patches`).
+    final layer norm does it (`tokenry.hosts.vision.signals.global_and_patches`).
 
     Raises:
         ValueError: wrong shape, no patch, non-finite values, or an unknown metric.

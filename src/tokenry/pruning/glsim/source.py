@@ -26,7 +26,7 @@ class GLSim(Pruner):
     first: in small models trained from scratch the most CLS-like patches can be background.
 
     Attributes:
-        keep: share or count of patches for :meth:`select`.
+        keep: share or count of patches for `select`.
         score: ``"gls"`` (no attention needed) or ``"cls_attention"`` (mean over heads of the last block's CLS row).
         metric: of GLS.
         anchor: global token of GLS: ``"cls"``, or ``"pooled"`` for SigLIP's attention-pooled vector.
@@ -67,7 +67,7 @@ class GLSim(Pruner):
 
         Args:
             features: patches [B,N,D].
-            importance: [B,N], for example from :meth:`importance`; None computes GLS from `features` and `global_token`.
+            importance: [B,N], for example from `importance`; None computes GLS from `features` and `global_token`.
             mask: [B,N] bool, False = never chosen.
             global_token: CLS features [B,D], where no `importance` is given.
 
@@ -92,7 +92,7 @@ class GLSim(Pruner):
         """Refused: GLS is known only after the last block, when there is nothing left to prune inside the same encoder.
 
         Raises:
-            UnsupportedModelError: always; :meth:`importance` gives the scores for any other pruner.
+            UnsupportedModelError: always; `importance` gives the scores for any other pruner.
         """
         raise UnsupportedModelError.of(
             model,

@@ -45,7 +45,7 @@ def glsim_training_arguments(
 
 
 class GLSimTrainer(Trainer):
-    """``transformers.Trainer`` for :class:`GLSimClassifier` with the optimizer and schedule of the released recipe.
+    """``transformers.Trainer`` for `GLSimClassifier` with the optimizer and schedule of the released recipe.
 
     SGD with momentum 0.9; linear warm-up from 1e-6 to the learning rate, cosine decay to 1e-5. Data sets yield
     ``{"pixel_values": [C,H,W], "labels": int}``. Checkpoints, resuming and several devices are the Trainer's.

@@ -66,7 +66,7 @@ class IDPruner(VisualPruner):
         per_image: a budget per image instead of one for all images of a prompt.
         importance: source used by `attach` when there is no `scorer`; ``"auto"`` is CLS attention where there is a CLS token,
             else the token norm. These are training-free stand-ins for the learned scorer.
-        scorer: learned :class:`ImportanceScorer`.
+        scorer: learned `ImportanceScorer`.
         soft_fraction: budget of the soft top-k as a fraction of N; None = the pruner's own budget (released code: 0.2).
     """
 

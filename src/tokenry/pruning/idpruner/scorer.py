@@ -66,7 +66,7 @@ class ImportanceScorer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ImportanceScorer:
-        """Read a scorer from a local folder written by :meth:`save_pretrained`, or from a hub id that holds the same files."""
+        """Read a scorer from a local folder written by `save_pretrained`, or from a hub id that holds the same files."""
         path = Path(folder)
         if not path.is_dir():
             from huggingface_hub import snapshot_download

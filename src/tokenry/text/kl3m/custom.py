@@ -82,7 +82,7 @@ def custom_tokens(
 
     Args:
         citations: abbreviations of reporters, laws, journals and case names; split at white space. The released code downloads
-            them; here they are yours to give (:func:`reporter_abbreviations` reads an installed package). Giving any, even an
+            them; here they are yours to give (`reporter_abbreviations` reads an installed package). Giving any, even an
             empty list, also switches on enumerations such as "(iv)" and the numbers 10..999, which belong to that part.
         lowercase: the twin for lower-cased text.
         groups: names out of ``GROUPS`` in place of the default choice.

@@ -98,7 +98,7 @@ def boundary_agreement(
 
     A boundary lies before the first character of a token; the first token's does not count. Boundaries before a character that
     the noise changed, added or lost have no counterpart: they count in the totals and cannot be shared. `alignment` saves
-    computing :func:`align` again when several tokenizers look at the same pair.
+    computing `align` again when several tokenizers look at the same pair.
     """
     to_clean = {there: here for here, there in (align(clean, noisy) if alignment is None else alignment)}
     first, second = _starts(tokenizer, clean), _starts(tokenizer, noisy)

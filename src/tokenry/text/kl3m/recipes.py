@@ -48,7 +48,7 @@ def train_char_tokenizer(
     A space in front counts one; a letter of two UTF-8 bytes counts two. ``max_chars=1`` gives plain bytes.
 
     Args:
-        texts: see :func:`tokenry.text.bpe.text_source`.
+        texts: see `tokenry.text.bpe.text_source`.
         vocab_size: entries, the 13 special tokens included; fewer when the text has no pair left that occurs often enough.
         max_chars: 3 for vocabularies of 4,096 and 8,192 in the paper, 4 for 16,384.
         min_frequency: least count of a pair that is merged.
@@ -88,7 +88,7 @@ def train_domain_tokenizer(
     """Domain BPE with custom tokens, which are matched in the normalised text before anything else and never split.
 
     Args:
-        texts: see :func:`tokenry.text.bpe.text_source`.
+        texts: see `tokenry.text.bpe.text_source`.
         vocab_size: entries, special and custom tokens included; fewer when the text has no pair left that occurs often enough.
         custom: strings for added tokens; None = ``custom_tokens(lowercase=lowercase)``; () = none. The paper's list also
             holds citations: ``custom_tokens(citations=...)``.

@@ -3,12 +3,12 @@
 A model is lexinvariant when ``p(x_1..x_n) = p(s(x_1)..s(x_n))`` for every permutation s of the vocabulary: predictions
 depend on which tokens are equal, never on which token it is. All knowledge of the symbols comes from the context.
 
-- :class:`LexinvariantForCausalLM`: a decoder of transformers fed by G ~ N(0, 1), drawn for every sequence, and read out with
+- `LexinvariantForCausalLM`: a decoder of transformers fed by G ~ N(0, 1), drawn for every sequence, and read out with
   the same G: ``logits = <W h, G_v> / sqrt(d)`` (section 3 of the paper). ``random_rate`` between 0 and 1 is the
   semi-lexinvariant form: a share of the token types is random in each sequence, the others keep a learnt embedding.
-- :func:`permutation_mixture`: the exact average of a source model over all keys, i.e. Bayesian deciphering in context.
-- :class:`CipherProbe`, :func:`train_cipher_probe`, :func:`recover_key`: what key does the model seem to know?
-- :func:`lookup_task`, :func:`permutation_task`, :class:`MarkovChain`: tasks whose symbols mean nothing.
+- `permutation_mixture`: the exact average of a source model over all keys, i.e. Bayesian deciphering in context.
+- `CipherProbe`, `train_cipher_probe`, `recover_key`: what key does the model seem to know?
+- `lookup_task`, `permutation_task`, `MarkovChain`: tasks whose symbols mean nothing.
 
 No code of the authors is public. Inferred here: the read-out and its scale, W initialised like every linear layer (a new model
 then starts near uniform, and training is faster), the draw per (sequence, token type) of the semi-lexinvariant form with a

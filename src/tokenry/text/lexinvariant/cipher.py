@@ -153,7 +153,7 @@ def frequency_key(symbols: Tensor, unigrams: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Deciphered:
-    """Key [V] found by :func:`hill_climb_key` and the bigram log-likelihood of the text under it."""
+    """Key [V] found by `hill_climb_key` and the bigram log-likelihood of the text under it."""
 
     key: Tensor
     log_likelihood: float

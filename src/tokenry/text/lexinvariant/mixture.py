@@ -69,7 +69,7 @@ def permutation_mixture(
     """Average a source language model over all keys (or over sampled ones), in log space.
 
     Args:
-        source: a :class:`MarkovChain`; a transition matrix [V,V]; or a callable that takes tokens [N,T] and returns log
+        source: a `MarkovChain`; a transition matrix [V,V]; or a callable that takes tokens [N,T] and returns log
             probabilities [N,T+1,V], row t the law of token t given the tokens before it.
         tokens: [B,T] or [T] long; T may be 0.
         vocab_size: V; needed when `source` is a callable.

@@ -178,8 +178,8 @@ class LexinvariantForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: [B,T] long, all in 0..V-1.
             attention_mask: [B, past + T], 0 = padding (either side); padding neither is seen nor counts in the loss.
             labels: [B,T], shifted inside; -100 does not count.
-            lexicon: embeddings to use: a :class:`Lexicon`, G [B,V,d], or one G [V,d]; default: those of the cache, else drawn.
-            rate: share of random types of this draw; see :meth:`draw`.
+            lexicon: embeddings to use: a `Lexicon`, G [B,V,d], or one G [V,d]; default: those of the cache, else drawn.
+            rate: share of random types of this draw; see `draw`.
             seed: of this draw.
             generator: of this draw.
 

@@ -213,7 +213,7 @@ def bootstrap_premium(
     """Premium of each language with a percentile interval over sentences.
 
     Raises:
-        ValueError: see :func:`token_premium` and :func:`bootstrap_totals`, or a resample with no token of the reference.
+        ValueError: see `token_premium` and `bootstrap_totals`, or a resample with no token of the reference.
     """
     check_range("confidence", confidence, 0.0, 1.0, low_open=True, high_open=True)
     premiums = token_premium({k: float(np.sum(v)) for k, v in line_counts.items()}, reference)

@@ -238,7 +238,7 @@ class TargetChoice:
         target: the chosen one; the first of equals.
         sizes: vocabulary size per language at that target.
         predicted: predicted count per language.
-        reach: per language, see :meth:`PowerLaw.reach`.
+        reach: per language, see `PowerLaw.reach`.
         variances: target -> variance of the predicted counts over languages (n - 1).
     """
 
@@ -264,7 +264,7 @@ def choose_target(
         targets: counts to try; ``PAPER_TARGETS`` are those of the paper, for its own text.
         minimum: smallest vocabulary.
         maximum: largest vocabulary.
-        multiple: see :meth:`PowerLaw.vocabulary_for`.
+        multiple: see `PowerLaw.vocabulary_for`.
 
     Raises:
         ValueError: fewer than two languages or no targets.

@@ -50,7 +50,7 @@ def train_superword(
     """Train a superword BPE tokenizer of `vocab_size` entries.
 
     Args:
-        texts: see :func:`tokenry.text.bpe.text_source`; read twice.
+        texts: see `tokenry.text.bpe.text_source`; read twice.
         vocab_size: V, special tokens included. The result is smaller when the text has no pair left to merge.
         transition: share of V that stage 1 fills, in (0, 1]; the first int(transition * V) entries are those of plain BPE.
         max_words: most space markers a superword may hold; None = no cap.

@@ -119,7 +119,7 @@ def validate_vocabularies(
         train: trainer, called with texts and a size.
 
     Raises:
-        ValueError: a language is missing in `training` or `evaluation`; see also :func:`choose_target`.
+        ValueError: a language is missing in `training` or `evaluation`; see also `choose_target`.
     """
     check_parallel(evaluation)
     for language in laws:

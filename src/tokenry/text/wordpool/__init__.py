@@ -10,15 +10,15 @@ small decoder. Section 3 of the paper and Figure 1:
     D = CausalBlocks([G of word j-1, H of word j])                all words in parallel
     loss = cross-entropy of D @ head against the units of word j
 
-- :class:`WordPoolForCausalLM` with :class:`WordPoolConfig`; :func:`generate_words`, :func:`score_words`;
-- :class:`WordSplitter`, :class:`ByteUnits`, :class:`CharUnits`, :func:`word_windows`, :class:`WordPoolCollator`: from text to
+- `WordPoolForCausalLM` with `WordPoolConfig`; `generate_words`, `score_words`;
+- `WordSplitter`, `ByteUnits`, `CharUnits`, `word_windows`, `WordPoolCollator`: from text to
   batches without a tokenizer;
-- :class:`WordPoolTrainer`, :func:`wordpool_training_arguments`: the recipe of the released runs;
-- :class:`FlatLM`: the same model over characters, bytes, subwords or whole words, to compare with.
+- `WordPoolTrainer`, `wordpool_training_arguments`: the recipe of the released runs;
+- `FlatLM`: the same model over characters, bytes, subwords or whole words, to compare with.
 
 Where the released code differs, the clean form is the default and ``released_quirks=True`` computes as the released code: it
 masks pads only against pads, adds the slot codes twice to the units in the decoder, and counts every slot of the canvas in
-the loss; its flat baseline has no position code (:class:`FlatLMConfig`). Two more habits of it change no number and are not
+the loss; its flat baseline has no position code (`FlatLMConfig`). Two more habits of it change no number and are not
 offered: it overwrites the caller's lengths and writes into H in place. Its data class draws random windows and splits them by
 index, so that training and test overlap; here the split is contiguous.
 """

@@ -103,7 +103,7 @@ def spell_next(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spell the word after state [B,p,d]: units [B,canvas], lengths [B] and log-probabilities [B].
 
-    `longest` stops after that many units (default: the canvas). The other options are those of :func:`generate_words`.
+    `longest` stops after that many units (default: the canvas). The other options are those of `generate_words`.
     """
     config, count = model.config, state.shape[0]
     p, canvas, code = config.num_prefix, config.canvas_size, model.slot_code

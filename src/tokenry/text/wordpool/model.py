@@ -220,11 +220,11 @@ class WordPoolForCausalLM(PreTrainedModel):
         return total / counted.sum().clamp(min=1)
 
     def generate_words(self, input_units: Tensor, word_lengths: Tensor | None = None, **options: Any) -> Any:
-        """Continue windows of words; see :func:`tokenry.text.wordpool.generate_words`."""
+        """Continue windows of words; see `tokenry.text.wordpool.generate_words`."""
         return generation.generate_words(self, input_units, word_lengths, **options)
 
     def score_words(self, input_units: Tensor, word_lengths: Tensor | None = None, **options: Any) -> Tensor:
-        """Log-probabilities of candidates for the next word; see :func:`tokenry.text.wordpool.score_words`."""
+        """Log-probabilities of candidates for the next word; see `tokenry.text.wordpool.score_words`."""
         return generation.score_words(self, input_units, word_lengths, **options)
 
 

@@ -54,7 +54,7 @@ def decayed_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
 class WordPoolTrainer(Trainer):
     """``transformers.Trainer`` whose AdamW decays linear layers only, as minGPT (the released code's base) does.
 
-    Data sets yield ``{"words": ...}`` (:func:`word_windows`); give a :class:`WordPoolCollator` as ``data_collator``.
+    Data sets yield ``{"words": ...}`` (`word_windows`); give a `WordPoolCollator` as ``data_collator``.
     """
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -2,10 +2,10 @@
 
 The eighth family of the survey "Discrete Tokenization for Multimodal LLMs" (arXiv 2507.22920, "GART"). The vocabulary is A
 anchor nodes, R relation types, distances, PAD and NOTHING; there is no row per node, so it does not grow with the graph and a
-node that was not there in training needs nothing but its edges. :class:`GraphAnchorTokenizer` follows NodePiece (Galkin et
+node that was not there in training needs nothing but its edges. `GraphAnchorTokenizer` follows NodePiece (Galkin et
 al., ICLR 2022): anchors by a mix of degree, PageRank and chance; distances over edges in both directions; m distinct relation
 types per node. ``variant="random"`` is RandomEQ: k random anchors and m random relations per node, which asks how much the
-structure in a hash matters beyond hashes being different. :class:`~tokenry.codecs.vq.graph.embedding.NodeHashEmbedding`
+structure in a hash matters beyond hashes being different. `NodeHashEmbedding`
 turns hashes into vectors.
 
 Inferred: ties go to the anchor of lower rank (rank = order of choice); a hash is ordered by (distance, rank).
@@ -141,7 +141,7 @@ class GraphAnchorTokenizer(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Ids that :meth:`to_ids` uses: PAD, NOTHING, anchors, relations, distances."""
+        """Ids that `to_ids` uses: PAD, NOTHING, anchors, relations, distances."""
         return 2 + self.num_anchors + self.relation_types + self.num_distances
 
     def extra_repr(self) -> str:
@@ -206,7 +206,7 @@ class GraphAnchorTokenizer(nn.Module):
         )
 
     def from_ids(self, ids: Tensor) -> NodeHash:
-        """The hashes that :meth:`to_ids` wrote."""
+        """The hashes that `to_ids` wrote."""
         check_ids("ids", ids, self.vocab_size)
         if ids.shape[-1] != 2 * self.nearest + self.relations:
             raise ValueError(f"ids must have {2 * self.nearest + self.relations} in the last dimension, got {ids.shape[-1]}")
@@ -234,7 +234,7 @@ class GraphAnchorTokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GraphAnchorTokenizer:
-        """Read what :meth:`save_pretrained` wrote. Raises ValueError or FileNotFoundError naming the file."""
+        """Read what `save_pretrained` wrote. Raises ValueError or FileNotFoundError naming the file."""
         from safetensors.torch import load_file
 
         config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))

@@ -188,10 +188,10 @@ def digit_vit(seed: int = 0, *, epochs: int = EPOCHS) -> nn.Module:
 
 
 def hash_model_on(classifier: Any, *, bits: int, seed: int) -> EETHashModel:
-    """A dense :class:`~tokenry.pruning.eet.EETHashModel` around the tower of `classifier`, with its head; the hash head is new.
+    """A dense `EETHashModel` around the tower of `classifier`, with its head; the hash head is new.
 
     This is where the paper starts, too: a classifier pre-trained without hashing. Train it with
-    :class:`~tokenry.pruning.eet.EETTrainer`.
+    `EETTrainer`.
     """
     with seeded(seed):
         model = EETHashModel(classifier, CLASSES, bits)

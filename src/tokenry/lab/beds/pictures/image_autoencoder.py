@@ -37,7 +37,7 @@ class AutoencoderRecipe:
 
     Attributes:
         data: name of the images, or a folder; recorded.
-        quantizer: name, see :func:`~tokenry.lab.beds.signals.named_quantizers.build_quantizer`.
+        quantizer: name, see `build_quantizer`.
         codebook_size: codes of each book.
         options: of the quantizer.
         dim: width of a token.
