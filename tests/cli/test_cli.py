@@ -169,7 +169,9 @@ def test_typos_on_the_package_are_answered():
 def test_control_c_leaves_finished_rows_and_the_next_run_goes_on(tmp_path):
     command = [sys.executable, "-m", "tokenry", "compare", "pruning", "--limit", "24", "--batch", "8", "--out", str(tmp_path)]
     command += ["--methods", "none,random,uniform,topk,divprune,idpruner,zooprune,todre", "--keep", "0.5,0.25"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that starts jobs in the background lets them ignore the signal.
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     path, deadline = tmp_path / "compare.json", time.monotonic() + 120
     while time.monotonic() < deadline and not path.exists():
         time.sleep(0.05)

@@ -42,7 +42,7 @@ def test_linear_reads_a_plane_and_mlp_what_a_plane_cannot():
     assert float(fit_probe(x, parity).hits(x, parity).mean()) < 0.65
     assert float(fit_probe(x, parity, kind="mlp").hits(x, parity).mean()) > 0.95
     values = x @ torch.tensor([[1.0, 0.0], [2.0, -1.0]])
-    assert float((fit_probe(x, values)(x) - values).square().mean()) < 1e-3
+    assert (fit_probe(x, values)(x) - values).detach().square().mean().item() < 1e-3
 
 
 def test_scale_and_place_of_the_features_do_not_matter():

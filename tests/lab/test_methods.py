@@ -38,7 +38,8 @@ def test_a_method_is_built_at_its_budget(made, wanted):
 def test_the_default_is_a_quick_look(monkeypatch, capsys, words, limit, batch, keeps, methods):
     seen = []
 
-    def compared(settings, out, progress):
+    def compared(settings, out, progress, *, fresh):
+        assert not fresh
         seen.append(settings)
         return {"model": "m", "data": "d", "quality": "accuracy", "items": 1, "rows": []}
 
