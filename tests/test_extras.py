@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tokenry.cli import run
-from tokenry.cli.exits import MISSING
-from tokenry.errors import MissingDependencyError
+from tokenry.errors import MISSING, MissingDependencyError
 from tokenry.extras import EXTRAS, require
 from tokenry.lab.evidence.results import results_folder
 

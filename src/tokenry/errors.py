@@ -6,6 +6,9 @@ import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
+OK, CLAIM_FAILED, BAD_INPUT, MISSING, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+"""Exit codes of the command line."""
+
 
 class UnsupportedModelError(TypeError):
     """The given model (or cache, or layer) is not one that this function knows how to work on."""

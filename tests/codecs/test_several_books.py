@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tokenry.codecs import AdditiveVQ, ProductVQ, ResidualVQ, VectorQuantizer
-from tokenry.codecs.vq import additive_encoders as encoders
 from tokenry.codecs.vq.residual import beam_search
+from tokenry.core.codebooks import additive as encoders
 
 
 def randn(*shape, seed=0):

@@ -12,7 +12,7 @@ import torch
 
 from tests.contracts import random_state_kept
 from tokenry.cli import run
-from tokenry.cli.exits import BAD_INPUT, INTERRUPTED
+from tokenry.errors import BAD_INPUT, INTERRUPTED
 from tokenry.lab.beds.pictures.image_autoencoder import (
     AutoencoderRecipe,
     build_autoencoder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from tokenry.cli.exits import BAD_INPUT, DAMAGED, INTERRUPTED, MISSING, OK
+from tokenry.errors import BAD_INPUT, DAMAGED, INTERRUPTED, MISSING, OK
 
 _INTERRUPTED = "interrupted; what was finished is on disk, run the same command to go on"
 

@@ -67,7 +67,7 @@ def verify_assets(
 ) -> None:
     """Check cached files against their recorded sizes and checksums. Exit code 4 if one is damaged."""
     from tokenry.cli.console import say_json, table
-    from tokenry.cli.exits import DAMAGED
+    from tokenry.errors import DAMAGED
     from tokenry.lab.assets.folders import ASSETS, verify
 
     found = [verify(name) for name in names or ASSETS]

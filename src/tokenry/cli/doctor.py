@@ -24,7 +24,7 @@ _TOOLS = {"npm": "fetches assets from npm packages", "dpkg": "unpacks assets fro
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False) -> None:
     """Report what is installed, what is missing and the command that adds it. Exit code 3 if a core package is missing."""
     from tokenry.cli.console import out, say_json, table
-    from tokenry.cli.exits import MISSING
+    from tokenry.errors import MISSING
     from tokenry.lab.assets.folders import ASSETS, cache_dir, is_offline, status
     from tokenry.lab.assets.groups import groups
 

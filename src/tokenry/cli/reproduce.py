@@ -22,8 +22,8 @@ def reproduce(
     """Run the claims of systems. Finished seeds are kept; exit code 1 when a claim fails."""
     from tokenry.catalog import system, systems
     from tokenry.cli.console import COMPARISON_COLUMNS, comparison_row, pick_device, progress, say_json, table
-    from tokenry.cli.exits import CLAIM_FAILED
     from tokenry.core.checks import check_choice
+    from tokenry.errors import CLAIM_FAILED
     from tokenry.extras import require
     from tokenry.lab.evidence.claim import SCALES
     from tokenry.lab.evidence.run import reproduce as run

@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenry.codecs.vq import additive_encoders as encoders
 from tokenry.codecs.vq.asymmetric import AdditiveSearch
 from tokenry.codecs.vq.base import Choice, spread
 from tokenry.codecs.vq.lookup import LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
+from tokenry.core.codebooks import additive as encoders
 from tokenry.core.codebooks.codebooks import draw_rows
 from tokenry.core.codebooks.ranks import sum_over_ranks
 
