@@ -18,11 +18,11 @@ from tokenry.lab.evidence.claim import (
     Competence,
     Contrast,
     Measurement,
-    bootstrap_difference,
     compare,
     compare_all,
     judge,
 )
+from tokenry.lab.evidence.intervals import bootstrap_difference
 from tokenry.lab.evidence.results import load, load_all, result_path, save
 from tokenry.lab.evidence.run import rejudge, reproduce
 

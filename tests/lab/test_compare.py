@@ -9,7 +9,7 @@ import torch
 from tokenry.lab.beds.answers import matches
 from tokenry.lab.beds.vqa.bed import WEIGHTS, vqa_items
 from tokenry.lab.compare import Settings, compare_pruning
-from tokenry.lab.compare.methods import VISUAL, kv_method, kv_methods, visual_method
+from tokenry.lab.compare.methods import kv_method, methods_of, visual_method
 from tokenry.lab.evidence.measure import cache_bytes, peak_bytes, time_ratio
 from tokenry.lab.sources.questions import read_questions
 
@@ -114,8 +114,8 @@ def test_matching_is_by_whole_words():
 
 
 def test_method_names():
-    assert {type(visual_method(name, 0.5, 0)).__name__ for name in VISUAL} >= {"IDPruner", "ToDRE", "ZOOPrune"}
-    assert set(kv_methods()) == {"full", "streaming", "h2o", "snapkv", "d2o"}
+    assert {type(visual_method(name, 0.5, 0)).__name__ for name in methods_of("vlm")} >= {"IDPruner", "ToDRE", "ZOOPrune"}
+    assert set(methods_of("cache")) == {"full", "streaming", "h2o", "snapkv", "d2o"}
     for call in (lambda: visual_method("idprune", 0.5, 0), lambda: kv_method("h20", 0.5)):
         with pytest.raises(ValueError, match="did you mean"):
             call()

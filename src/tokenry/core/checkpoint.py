@@ -23,7 +23,6 @@ def write_checkpoint(folder: str | Path, module: nn.Module, described: dict[str,
     Each file is written beside its final place and then moved there, so that an interrupted save leaves the earlier one.
     """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     state = module.state_dict()
     if without:
         state = {name: x for name, x in state.items() if not name.startswith(f"{without}.")}
@@ -45,11 +44,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: the file is damaged.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}); remove it") from error
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file; its tensors are not read.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,6 +64,15 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}); remove it") from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from tokenry.core.checkpoint import read_tensors, write_tensors
+from tokenry.core.checkpoint import read_metadata, read_tensors, write_tensors
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.progress import Progress
 
@@ -221,7 +221,6 @@ class _Run:
         groups = [{name: x for name, x in group.items() if name != "params"} for group in self.optimizer.param_groups]
         schedule = {name: x for name, x in self.schedule.state_dict().items() if _is_number(x)}
         facts = {"settings": self.settings, "step": self.step, "log": self.log, "groups": groups, "schedule": schedule}
-        self.folder.mkdir(parents=True, exist_ok=True)
         # One entry: safetensors writes several in any order, and equal runs should be equal files.
         write_tensors(self.folder / STATE, tensors, {"run": json.dumps(facts)})
 
@@ -250,7 +249,7 @@ class _Run:
 def kept_log(folder: str | Path) -> list[Row]:
     """The log of the run whose checkpoint `folder` holds; empty where there is none."""
     path = Path(folder) / STATE
-    return json.loads(read_tensors(path)[1]["run"])["log"] if path.exists() else []
+    return json.loads(read_metadata(path)["run"])["log"] if path.exists() else []
 
 
 def _schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> LRScheduler:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenry.core.seeding import seeded
 from tokenry.pruning.base import Pruner
+from tokenry.testing.verdict import fail, refuses
 
 _B, _N, _D = 3, 24, 16
 
@@ -19,10 +19,6 @@ def _data(seed: int = 0, n: int = _N) -> tuple[Tensor, Tensor]:
     return torch.randn(_B, n, _D, generator=generator), torch.rand(_B, n, generator=generator)
 
 
-def _fail(check: str, pruner: Pruner, detail: str) -> None:
-    raise AssertionError(f"{type(pruner).__name__} breaks the contract {check!r}: {detail}")
-
-
 def _select(pruner: Pruner, features: Tensor, importance: Tensor | None, mask: Tensor | None = None) -> Tensor:
     return pruner.select(features, importance=importance, mask=mask)
 
@@ -30,7 +26,7 @@ def _select(pruner: Pruner, features: Tensor, importance: Tensor | None, mask: T
 def _everything(pruner: Pruner) -> None:
     features, importance = _data()
     if not torch.equal(_select(replace(pruner, keep=1.0), features, importance), torch.arange(_N).expand(_B, -1)):
-        _fail("keep=1.0 is the identity", pruner, "keep=1.0 must return 0..N-1 in order")
+        fail("keep=1.0 is the identity", pruner, "keep=1.0 must return 0..N-1 in order")
 
 
 def _exact_count(pruner: Pruner) -> None:
@@ -39,9 +35,9 @@ def _exact_count(pruner: Pruner) -> None:
         chosen = _select(replace(pruner, keep=keep), features, importance)
         planned = replace(pruner, keep=keep).plan(_N)
         if chosen.shape != (_B, planned) or chosen.dtype != torch.long:
-            _fail("exact count", pruner, f"keep={keep}: planned {planned}, got {chosen.dtype} {tuple(chosen.shape)}")
+            fail("exact count", pruner, f"keep={keep}: planned {planned}, got {chosen.dtype} {tuple(chosen.shape)}")
         if any(len(set(row)) != planned or min(row) < 0 or max(row) >= _N for row in chosen.tolist()):
-            _fail("exact count", pruner, f"keep={keep}: indices must be distinct and in range")
+            fail("exact count", pruner, f"keep={keep}: indices must be distinct and in range")
 
 
 def _deterministic(pruner: Pruner) -> None:
@@ -51,9 +47,9 @@ def _deterministic(pruner: Pruner) -> None:
     with seeded(123):
         second = _select(pruner, features, importance)
     if not torch.equal(first, second):
-        _fail("determinism", pruner, "two calls differ")
+        fail("determinism", pruner, "two calls differ")
     if not (torch.equal(before[0], features) and torch.equal(before[1], importance)):
-        _fail("input untouched", pruner, "select changed its input")
+        fail("input untouched", pruner, "select changed its input")
 
 
 def _batch_is_loop(pruner: Pruner) -> None:
@@ -61,7 +57,7 @@ def _batch_is_loop(pruner: Pruner) -> None:
     together = _select(pruner, features, importance)
     alone = torch.cat([_select(pruner, features[i : i + 1], importance[i : i + 1]) for i in range(_B)])
     if not torch.equal(together, alone):
-        _fail("batch equals loop", pruner, "a row depends on the other rows")
+        fail("batch equals loop", pruner, "a row depends on the other rows")
 
 
 def _padding(pruner: Pruner) -> None:
@@ -72,17 +68,17 @@ def _padding(pruner: Pruner) -> None:
     mask[:, 18:] = False
     first = _select(k, features, importance, mask)
     if bool((first >= 18).any()):
-        _fail("padding", pruner, "a masked token was kept")
+        fail("padding", pruner, "a masked token was kept")
     noisy = features.clone()
     noisy[:, 18:] = 100.0
     louder = importance.clone()
     louder[:, 18:] = 9.0
     if not torch.equal(first, _select(k, noisy, louder, mask)):
-        _fail("padding", pruner, "the content of padding changes the selection")
+        fail("padding", pruner, "the content of padding changes the selection")
     if pruner.order_free:
         short = _select(k, features[:, :18], importance[:, :18])
         if not torch.equal(first, short):
-            _fail("padding", pruner, "a padded row differs from the same row unpadded")
+            fail("padding", pruner, "a padded row differs from the same row unpadded")
 
 
 def _permutation(pruner: Pruner) -> None:
@@ -93,14 +89,14 @@ def _permutation(pruner: Pruner) -> None:
     straight = _select(pruner, features, importance)
     mapped = order[_select(pruner, features[:, order], importance[:, order])]
     if not torch.equal(straight.sort().values, mapped.sort().values):
-        _fail("permutation", pruner, "permuting the tokens changes which are kept")
+        fail("permutation", pruner, "permuting the tokens changes which are kept")
 
 
 def _half(pruner: Pruner) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         features, importance = (x.to(dtype) for x in _data())
         if not torch.equal(_select(pruner, features, importance), _select(pruner, features.float(), importance.float())):
-            _fail("half precision", pruner, f"{dtype} differs from the same values in float32")
+            fail("half precision", pruner, f"{dtype} differs from the same values in float32")
 
 
 def _degenerate(pruner: Pruner) -> None:
@@ -115,7 +111,7 @@ def _degenerate(pruner: Pruner) -> None:
     for name, (x, w, k) in cases.items():
         chosen = _select(replace(pruner, keep=k), x, w)
         if any(len(set(row)) != k for row in chosen.tolist()):
-            _fail("degenerate input", pruner, f"{name}: got {chosen.tolist()}")
+            fail("degenerate input", pruner, f"{name}: got {chosen.tolist()}")
 
 
 def _bad_values(pruner: Pruner) -> None:
@@ -124,24 +120,14 @@ def _bad_values(pruner: Pruner) -> None:
     broken[1, 3, 2] = float("nan")
     infinite = importance.clone()
     infinite[0, 1] = float("inf")
-    _refuses(pruner, "features", lambda: _select(pruner, broken, importance))
-    _refuses(pruner, "importance", lambda: _select(pruner, features, infinite))
-    _refuses(pruner, "importance", lambda: _select(pruner, features, importance[:, :-1]))
-    _refuses(pruner, "features", lambda: _select(pruner, features[0], importance[0]))
-    _refuses(pruner, "importance", lambda: _select(pruner, features, importance.to("meta")))
-    _refuses(pruner, "mask", lambda: _select(replace(pruner, keep=20), features, importance, torch.arange(_N) < 9))
+    refuses(pruner, "features", lambda: _select(pruner, broken, importance))
+    refuses(pruner, "importance", lambda: _select(pruner, features, infinite))
+    refuses(pruner, "importance", lambda: _select(pruner, features, importance[:, :-1]))
+    refuses(pruner, "features", lambda: _select(pruner, features[0], importance[0]))
+    refuses(pruner, "importance", lambda: _select(pruner, features, importance.to("meta")))
+    refuses(pruner, "mask", lambda: _select(replace(pruner, keep=20), features, importance, torch.arange(_N) < 9))
     for keep in (0, 0.0, -1, -0.5, 1.5, 75.0, float("nan"), True, "0.5", None):
-        _refuses(pruner, "keep", lambda keep=keep: replace(pruner, keep=keep))
-
-
-def _refuses(pruner: Pruner, argument: str, call: Any) -> None:
-    try:
-        call()
-    except (ValueError, TypeError) as error:
-        if argument not in str(error):
-            _fail("clear errors", pruner, f"the message must name {argument!r}, got: {error}")
-        return
-    _fail("clear errors", pruner, f"a bad {argument} was accepted")
+        refuses(pruner, "keep", lambda keep=keep: replace(pruner, keep=keep))
 
 
 PRUNER_CHECKS = (

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
+from tokenry.core.seeding import seeded
 from tokenry.hosts.release import INSTALLED
 from tokenry.hosts.vision.towers import describe
 
@@ -83,7 +83,7 @@ def _build(described: dict[str, Any]) -> nn.Module:
     config = config_class.from_dict(described["backbone_config"])
     # Whether ViT and DeiT have a pooler is an argument, not part of their config.
     options = {} if described["backbone_pooler"] or name not in ("ViTModel", "DeiTModel") else {"add_pooling_layer": False}
-    with torch.random.fork_rng(devices=[]):
+    with seeded(0):  # first weights, which are loaded over
         backbone = cls(config, **options)
     describe(backbone)
     return backbone

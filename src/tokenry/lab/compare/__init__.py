@@ -9,7 +9,7 @@ from typing import Any
 from tokenry.core.progress import Progress
 from tokenry.lab.compare.engine import run
 from tokenry.lab.compare.rows import Bench, Row, Settings
-from tokenry.lab.evidence.claim import bootstrap_difference
+from tokenry.lab.evidence.intervals import bootstrap_difference
 
 
 def compare_pruning(settings: Settings, out: Path, progress: Progress, *, fresh: bool = False) -> dict[str, Any]:

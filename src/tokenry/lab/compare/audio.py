@@ -19,7 +19,7 @@ from tokenry.core.progress import Progress
 from tokenry.errors import AssetMissingError
 from tokenry.lab.compare.audio_codecs import DEFAULT, check_codec_name, named_codec
 from tokenry.lab.compare.engine import run
-from tokenry.lab.evidence.claim import bootstrap_difference
+from tokenry.lab.evidence.intervals import bootstrap_difference
 from tokenry.lab.sources.audio.recordings import DOMAINS, Clip, audio_corpus, folder_corpus, speech_corpus
 
 LONGEST = 10.0  # seconds of a clip that are compared

@@ -50,9 +50,6 @@ def quick_methods() -> tuple[str, ...]:
     return ("none", "random", *(row.slug for row in systems() if row.compare == "vlm" and row.status == "built"))
 
 
-VISUAL: dict[str, AtBudget] = methods_of("vlm")
-
-
 def visual_method(name: str, keep: float, seed: int) -> VisualPruner:
     """The pruner of that name, or the composition ``SOURCE+SELECTOR``.
 
@@ -70,18 +67,13 @@ def visual_method(name: str, keep: float, seed: int) -> VisualPruner:
     )
 
 
-def kv_methods() -> dict[str, Callable[[float], Any]]:
-    """KV-cache methods by name; the argument is the share of the prompt that is kept."""
-    return {name: lambda keep, make=make: make(keep, 0) for name, make in methods_of("cache").items()}
-
-
 def kv_method(name: str, keep: float) -> Any:
     """The KV-cache method of that name.
 
     Raises:
         ValueError: unknown name.
     """
-    known = kv_methods()
+    known = methods_of("cache")
     if name not in known:
         raise ValueError(f"there is no KV-cache method {name!r}{suggest(name, known)}; methods: {', '.join(known)}")
-    return known[name](keep)
+    return known[name](keep, 0)

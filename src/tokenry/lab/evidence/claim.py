@@ -11,7 +11,6 @@ import numpy as np
 
 from tokenry.core.progress import Progress
 from tokenry.lab.evidence.intervals import Estimate, estimate, holm
-from tokenry.lab.evidence.intervals import bootstrap_difference as bootstrap_difference
 
 Scale = Literal["smoke", "small", "paper"]
 Verdict = Literal["holds", "inconclusive", "fails", "vacuous"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenry.core.progress import Progress
+from tokenry.core.progress import Progress, within
 from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 
 _REMEDIES = {
@@ -79,15 +79,15 @@ class VQClaim(Claim):
 
         s = self.settings(scale)
         images = image_set("digits", seed=seed)
-        arms, facts = measure_remedies(images, s["steps"], s["items"], seed, device, _part(progress, 0.0, 0.45))
+        arms, facts = measure_remedies(images, s["steps"], s["items"], seed, device, within(progress, 0.0, 0.45))
         progress("gradient estimators", 0.45)
         facts |= measure_estimators(images, s["estimator_steps"], seed, device)
         progress("additive codes", 0.6)
         more, seen = _orderings(scale, seed, s)
         arms, facts = arms | more, facts | seen
-        more, seen = measure_links(s["nodes"], s["anchors"], s["epochs"], s["items"], seed, _part(progress, 0.7, 0.8))
+        more, seen = measure_links(s["nodes"], s["anchors"], s["epochs"], s["items"], seed, within(progress, 0.7, 0.8))
         arms, facts = arms | more, facts | seen
-        facts |= _banks(s, seed, _part(progress, 0.8, 1.0))
+        facts |= _banks(s, seed, within(progress, 0.8, 1.0))
         progress("done", 1.0)
         return Measurement(arms, facts)
 
@@ -131,10 +131,6 @@ def _banks(s: dict[str, Any], seed: int, progress: Progress) -> dict[str, float 
         bank = feature_bank(name, train, test, seed=seed)
         facts |= at_rate(bank, bits, seed=seed, steps=400, iterations=s["iterations"])
     return facts
-
-
-def _part(progress: Progress, low: float, high: float) -> Progress:
-    return lambda message, fraction: progress(message, low + (high - low) * fraction)
 
 
 CLAIM = VQClaim()
