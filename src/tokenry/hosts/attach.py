@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch._dynamo  # transformers imports it too
 from torch import nn
 
 from tokenry.errors import NotInForceWarning
@@ -46,6 +46,8 @@ class Hooks:
 
     def patch(self, target: Any, attribute: str, value: Any) -> None:
         """Set an attribute on the instance `target`; on exit the earlier state returns (an absent one is deleted)."""
+        if callable(value):
+            value = torch._dynamo.disable(value)
         self.do(lambda: _patched(target, attribute, value))
 
     def watch(self) -> None:
@@ -54,7 +56,8 @@ class Hooks:
         def ran(*_: Any) -> None:
             self._ran = True
 
-        self.do(lambda: self._model.register_forward_pre_hook(ran).remove)
+        noting = torch._dynamo.disable(ran)
+        self.do(lambda: self._model.register_forward_pre_hook(noting).remove)
 
     @property
     def missed(self) -> bool:
@@ -62,15 +65,15 @@ class Hooks:
         return self._ran and self._hooked_inside and not self._reached
 
     def _noting(self, module: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
-        if module is self._model:
-            return hook
-        self._hooked_inside = True
+        """The hook as it is registered: it notes that it was reached, and ``torch.compile`` does not look into it."""
+        inside = module is not self._model
+        self._hooked_inside |= inside
 
         def call(*args: Any) -> Any:
-            self._reached = True
+            self._reached |= inside
             return hook(*args)
 
-        return call
+        return torch._dynamo.disable(call)
 
     def restore(self) -> None:
         """Undo everything, latest first."""
@@ -126,8 +129,7 @@ def _owned(model: nn.Module, kind: str, owner: str) -> Undo:
 
 def forget_compiled() -> None:
     """Drop what ``torch.compile`` has compiled: its guards do not look at hooks, so it would run past (or go on with) them."""
-    if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+    torch._dynamo.reset()
 
 
 @contextmanager

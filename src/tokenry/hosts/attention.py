@@ -12,6 +12,8 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch._dynamo
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
@@ -73,7 +75,8 @@ def implementation_of(attention: nn.Module) -> str:
 
 def observe(hooks: Hooks, attention: nn.Module, observer: Observer) -> None:
     """Call `observer` after every run of `attention` (a module for which `uses_interface` holds), until the hooks go."""
-    hooks.do(lambda: _begin(attention, observer))
+    opaque = torch._dynamo.disable(observer)
+    hooks.do(lambda: _begin(attention, opaque))
 
 
 def _begin(attention: Any, observer: Observer) -> Undo:
@@ -87,7 +90,7 @@ def _begin(attention: Any, observer: Observer) -> Undo:
         object.__setattr__(own, _NAME, watch)
         attention.config = own
         if _watched == 0:
-            AttentionInterface.register(_NAME, _observed)
+            AttentionInterface.register(_NAME, torch._dynamo.disable(_observed))
         _watched += 1
     watch.observers.append(observer)
     return lambda: _end(attention, watch, observer)
