@@ -79,11 +79,13 @@ def by_hand(model, method, context, continuation):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("max_length", [None, 40])
-def test_the_whole_cache_scores_as_the_plain_model(model, tokenizer, batch_size, max_length):
+def test_the_whole_cache_scores_as_the_plain_model(model, tokenizer, batch_size, max_length, caplog):
     options = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
     plain = asked_of(HFLM(model, **options))
     ours = TokenryLM(model, method="full", budget=1.0, **options)
-    for (expected, best), (found, greedy) in zip(plain, asked_of(ours), strict=True):
+    found_all = asked_of(ours)
+    assert ("2 of 7 contexts are longer than max_length=40" in caplog.text) == (max_length == 40)
+    for (expected, best), (found, greedy) in zip(plain, found_all, strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
         assert greedy == best
     assert ours.cache_share == 1.0

@@ -5,22 +5,25 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from inspect import signature
 from typing import Any
 
 import torch
 from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
-from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+from lm_eval.models import huggingface  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
 from tokenry.lab.compare.methods import kv_method
-from tokenry.lab.harness.scoring import batches, score_continuations
+from tokenry.lab.harness.scoring import score_continuations
 from tokenry.lazy import suggest
 from tokenry.pruning.kv_method import CacheMethod
 
+HFLM: Any = huggingface.HFLM  # its decorator hides the class from type checkers
 Request = tuple[Any, list[int], list[int]]
 """What the harness asks: its own key, token ids of the context, token ids of the continuation."""
+_LOG = logging.getLogger(__name__)
 _LOADING = ("attn_implementation", "device_map", "quantization_config")
 _BASE = tuple(name for name in signature(HFLM.__init__).parameters if name not in ("self", "kwargs"))
 
@@ -89,9 +92,7 @@ class TokenryLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            groups.setdefault(self._fitted(context, continuation), []).append(number)
+        groups = self._by_context(requests)
         answers: dict[int, tuple[float, bool]] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
         short = [number for context, members in groups.items() if len(context) < 2 for number in members]
@@ -100,7 +101,9 @@ class TokenryLM(HFLM):
             answers.update(zip(short, plain, strict=True))
             bar.update(len(short))
         order = sorted((context for context in groups if len(context) > 1), key=len, reverse=True)
-        for contexts in batches(order, self._contexts_at_once(override_bs) if order else 1):
+        size = self._contexts_at_once(override_bs) if order else 1
+        for start in range(0, len(order), size):
+            contexts = order[start : start + size]
             members = [groups[context] for context in contexts]
             done = self._score(contexts, [[requests[i][2] for i in own] for own in members])
             for own, scores in zip(members, done, strict=True):
@@ -110,12 +113,21 @@ class TokenryLM(HFLM):
         bar.close()
         return [answers[number] for number in range(len(requests))]
 
-    def _fitted(self, context: list[int], continuation: list[int]) -> tuple[int, ...]:
-        """The end of the context that fits the model's length with the continuation, whose last token is never run."""
-        room = self.max_length + 1 - len(continuation)
-        if room < 1:
-            raise ValueError(f"a continuation must have at most {self.max_length} tokens, got {len(continuation)}")
-        return tuple(context[-room:])
+    def _by_context(self, requests: list[Request]) -> dict[tuple[int, ...], list[int]]:
+        """Numbers of the requests by context, which is cut from the left where it does not fit, as ``HFLM`` does."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        cut = 0
+        for number, (_, context, continuation) in enumerate(requests):
+            room = self.max_length + 1 - len(continuation)  # the last token of a continuation is never run
+            if room < 1:
+                raise ValueError(f"a continuation must have at most {self.max_length} tokens, got {len(continuation)}")
+            cut += len(context) > room
+            groups.setdefault(tuple(context[-room:]), []).append(number)
+        if cut:
+            _LOG.warning(
+                "%d of %d contexts are longer than max_length=%d and cut from the left", cut, len(requests), self.max_length
+            )
+        return groups
 
     def _contexts_at_once(self, override: int | None) -> int:
         if override is not None:
@@ -129,7 +141,7 @@ class TokenryLM(HFLM):
                 self.model, self.method, contexts, continuations, dtype=self.softmax_dtype or torch.float32
             )
         self._count(done.cache_bytes, done.cache_bytes_full)
-        return [[tuple(score) for score in own] for own in done.scores]
+        return [[(score.log_likelihood, score.greedy) for score in own] for own in done.scores]
 
     def _hand_on(self, requests: list[Request], answers: dict[int, tuple[float, bool]]) -> None:
         """Give finished answers to the harness's store of responses."""

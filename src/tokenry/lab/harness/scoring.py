@@ -1,8 +1,8 @@
-"""Log-likelihood of continuations after a compressed context: the context is run once, each continuation on a copy of its cache."""
+"""Log-likelihood of continuations after a compressed context: it is run once, each continuation on a copy of its cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -76,7 +76,9 @@ def score_continuations(
 
 def _check(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]) -> None:
     if len(contexts) != len(continuations) or not contexts:
-        raise ValueError(f"contexts and continuations must be as many, at least 1, got {len(contexts)} and {len(continuations)}")
+        raise ValueError(
+            f"contexts and continuations must be as many, at least 1, got {len(contexts)} and {len(continuations)}"
+        )
     for i, (context, own) in enumerate(zip(contexts, continuations, strict=True)):
         if len(context) < 2:
             raise ValueError(f"contexts must have at least 2 tokens each, got {len(context)} in context {i}")
@@ -117,9 +119,3 @@ def _score(odds: Tensor, continuation: Sequence[int]) -> Scored:
     target = torch.tensor(continuation, device=odds.device)
     total = odds.gather(1, target[:, None]).sum()
     return Scored(float(total), bool((odds.argmax(dim=-1) == target).all()))
-
-
-def batches(order: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """`order` in pieces of at most `size`."""
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
