@@ -130,6 +130,24 @@ def test_a_shared_context_is_run_once_and_equal_stems_too(model):
     assert done.cache_bytes / done.cache_bytes_full == 4 / 7
 
 
+SLIDING = {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 8}
+
+
+@pytest.mark.filterwarnings("ignore:budget rounds to 0")
+@pytest.mark.parametrize(
+    ("family", "overrides"), [("mistral", {"sliding_window": None}), ("qwen3", {}), ("gemma3", SLIDING), ("phi3", {})]
+)
+def test_a_padded_batch_scores_as_its_rows_on_every_family(family, overrides):
+    model = tiny(family, num_hidden_layers=3, **overrides)
+    contexts = [list(range(2, 42)), list(range(50, 20, -1)), [7, 8, 9]]
+    choices = [[[3, 4, 5], [6]], [[9, 9]], [[2], [4, 2, 1, 3], [5, 5]]]
+    for method in (H2O(0.3), D2O(0.3, skip_layers=(0,))):
+        done = score_continuations(model, method, contexts, choices)
+        for context, own, scores in zip(contexts, choices, done.scores, strict=True):
+            expected = [by_hand(model, method, context, choice)[0] for choice in own]
+            assert [score.log_likelihood for score in scores] == pytest.approx(expected, abs=1e-4)
+
+
 def test_what_cannot_be_scored_is_refused(model):
     with pytest.raises(ValueError, match="at least 2 tokens each, got 1 in context 1"):
         score_continuations(model, H2O(0.5), [[1, 2], [1]], [[[1]], [[1]]])
