@@ -9,7 +9,7 @@ from tokenry.errors import optional
 optional("lm_eval.models.huggingface", "harness")
 
 from tokenry.lab.harness.model import TokenryLM, harness_method  # noqa: E402
+from tokenry.lab.harness.recall import TASKS, recall_lines  # noqa: E402
 from tokenry.lab.harness.scoring import Scored, ScoredBatch, score_continuations  # noqa: E402
-from tokenry.lab.harness.tasks import TASKS, recall_lines  # noqa: E402
 
 __all__ = ["TASKS", "Scored", "ScoredBatch", "TokenryLM", "harness_method", "recall_lines", "score_continuations"]
