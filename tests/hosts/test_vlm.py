@@ -295,10 +295,15 @@ def test_unsupported_models_are_named():
 
 def test_what_cannot_be_pruned_is_refused():
     model, inputs = tiny_llava(), llava_inputs((1,))
-    with UniformGrid(0.25).attach(model), torch.no_grad():
+    with FastV(0.25).attach(model), torch.no_grad():
         out = model(**inputs)
         with pytest.raises(ValueError, match="new images cannot join"):
             model(**inputs, **as_argument(cache_of(out)))
+        with pytest.raises(ValueError, match="use_cache must be True"):
+            model.generate(**inputs, **GREEDY, use_cache=False)
+    with UniformGrid(0.25).attach(model), torch.no_grad():
+        with pytest.raises(ValueError, match="inputs_embeds"):
+            model(inputs_embeds=torch.zeros(1, 4, 32))
         with pytest.raises(ValueError, match="static cache"):
             model.generate(**inputs, **GREEDY, cache_implementation="static", disable_compile=True)
         with pytest.raises(ValueError, match="attention_mask must be the 2-D"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_device, check_float, check_int, check_mask, check_range, check_shape
+from tokenry.core.precision import outside_autocast
 
 Reduce = Literal["mean", "sum"]
 _BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20}  # one block of logits: about a last-level cache, or a small part of a GPU
@@ -35,6 +36,7 @@ class _Problem:
     soft_cap: float | None
     first_real: list[int] | None = None
     positions: Tensor | None = None
+    sinks: Tensor | None = None
 
     @property
     def heads(self) -> tuple[int, int, int]:
@@ -42,6 +44,7 @@ class _Problem:
 
 
 @torch.no_grad()
+@outside_autocast
 def column_sums(
     query: Tensor,
     key: Tensor,
@@ -53,6 +56,7 @@ def column_sums(
     chunk: int = 128,
     window: int | None = None,
     soft_cap: float | None = None,
+    sinks: Tensor | None = None,
     reduce: Reduce | None = None,
 ) -> Tensor:
     """Causal attention received by every key slot, summed over the queries: [B,Hq,T] float32, exact.
@@ -67,12 +71,13 @@ def column_sums(
         chunk: queries per block.
         window: a query sees only its own slot and the ``window - 1`` before it (sliding-window layers).
         soft_cap: logits become ``soft_cap * tanh(logits / soft_cap)``.
+        sinks: [Hq], a logit per head that takes part in the softmax and belongs to no slot.
         reduce: over the query heads of one key head: ``"mean"`` or ``"sum"`` give [B,Hkv,T].
 
     Raises:
         ValueError, TypeError: shapes, devices or options that do not fit, with the argument's name.
     """
-    problem = _checked(query, key, scale, causal_offset, mask, window, soft_cap)
+    problem = _checked(query, key, scale, causal_offset, mask, window, soft_cap, sinks)
     check_int("chunk", chunk, 1)
     batch, kv_heads, group = problem.heads
     count = query.shape[2]
@@ -89,6 +94,7 @@ def column_sums(
 
 
 @torch.no_grad()
+@outside_autocast
 def last_window_scores(
     query: Tensor,
     key: Tensor,
@@ -97,6 +103,7 @@ def last_window_scores(
     scale: float | None = None,
     mask: Tensor | None = None,
     soft_cap: float | None = None,
+    sinks: Tensor | None = None,
     reduce: Reduce | None = None,
 ) -> Tensor:
     """Attention that the last `window` queries give to every slot, summed over them: [B,Hq,T] ([B,Hkv,T] if reduced).
@@ -106,10 +113,11 @@ def last_window_scores(
     check_int("window", window, 1)
     check_shape("query", query, "B Hq Q d")
     recent = query[:, :, -window:]
-    return column_sums(recent, key, scale=scale, mask=mask, soft_cap=soft_cap, reduce=reduce)
+    return column_sums(recent, key, scale=scale, mask=mask, soft_cap=soft_cap, sinks=sinks, reduce=reduce)
 
 
 @torch.no_grad()
+@outside_autocast
 def attention_rows(
     query: Tensor,
     key: Tensor,
@@ -118,9 +126,10 @@ def attention_rows(
     causal_offset: int | None = None,
     mask: Tensor | None = None,
     soft_cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Softmax rows of a few queries: [B,Hq,Q,T] float32. Memory O(Q T): for decode steps and small sets of rows only."""
-    problem = _checked(query, key, scale, causal_offset, mask, None, soft_cap)
+    problem = _checked(query, key, scale, causal_offset, mask, None, soft_cap, sinks)
     batch, kv_heads, group = problem.heads
     rows = torch.zeros(batch, kv_heads, group, query.shape[2], key.shape[2], device=key.device)
     for b in range(batch):
@@ -130,8 +139,15 @@ def attention_rows(
 
 
 @torch.no_grad()
+@outside_autocast
 def decode_row(
-    query: Tensor, key: Tensor, *, scale: float, mask: Tensor | None = None, soft_cap: float | None = None
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Softmax row of one new query over all slots, all batches at once: [B,Hkv,G,T] float32 (the step of a decode loop).
 
@@ -139,14 +155,17 @@ def decode_row(
     """
     batch, query_heads, _, width = query.shape
     grouped = query.reshape(batch, key.shape[1], query_heads // key.shape[1], width)
+    if grouped.dtype != key.dtype:  # autocast leaves them different
+        grouped, key = grouped.float(), key.float()
     logits = torch.matmul(grouped, key.transpose(-1, -2)).float().mul_(scale)
     logits = _capped(logits, soft_cap)
     if mask is not None:
         logits.masked_fill_(~mask[:, None, None, :], torch.finfo(torch.float32).min)
-    return torch.softmax(logits, dim=-1)
+    return _softmax(logits, None if sinks is None else sinks.float().view(1, key.shape[1], -1))
 
 
 @torch.no_grad()
+@outside_autocast
 def mass_between(
     query: Tensor,
     key: Tensor,
@@ -158,6 +177,7 @@ def mass_between(
     mask: Tensor | None = None,
     chunk: int = 128,
     soft_cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Mean share of their attention that the queries `rows` give to the slots `columns`: [B,Hq] float32 in [0, 1].
 
@@ -174,8 +194,9 @@ def mass_between(
         mask: [B,T] bool, False = slot that nobody may see.
         chunk: queries per block.
         soft_cap: as in `column_sums`.
+        sinks: as in `column_sums`.
     """
-    problem = _checked(query, key, scale, causal_offset, mask, None, soft_cap)
+    problem = _checked(query, key, scale, causal_offset, mask, None, soft_cap, sinks)
     check_int("chunk", chunk, 1)
     batch, kv_heads, group = problem.heads
     check_mask("rows", rows, (batch, query.shape[2]))
@@ -195,6 +216,7 @@ def mass_between(
 
 
 @torch.no_grad()
+@outside_autocast
 def cls_row(query: Tensor, key: Tensor, *, scale: float | None = None) -> Tensor:
     """Attention row of one unmasked query, such as a ViT's class token: [B,H,1,d], [B,H,N,d] -> [B,H,N] float32."""
     sizes = check_shape("query", check_float("query", query), "B H 1 d")
@@ -228,6 +250,7 @@ def _checked(
     mask: Tensor | None,
     window: int | None,
     soft_cap: float | None,
+    sinks: Tensor | None,
 ) -> _Problem:
     sizes = check_shape("query", check_float("query", query), "B Hq Q d")
     slots = check_shape("key", check_float("key", key), "B Hkv T d", B=sizes["B"], d=sizes["d"])
@@ -245,10 +268,15 @@ def _checked(
         check_int("window", window, 1)
     if soft_cap is not None:
         check_range("soft_cap", soft_cap, 0.0, low_open=True)
+    if sinks is not None:
+        check_shape("sinks", check_float("sinks", sinks), "Hq", Hq=sizes["Hq"])
+        sinks = sinks.float().unflatten(0, (slots["Hkv"], -1))
     factor = sizes["d"] ** -0.5 if scale is None else check_range("scale", scale, 0.0, low_open=True)
     grouped = query.unflatten(1, (slots["Hkv"], -1))
     first_real, holes = _padding(mask)
-    return _Problem(grouped if factor == 1.0 else grouped * factor, key, start, holes, window, soft_cap, first_real)
+    return _Problem(
+        grouped if factor == 1.0 else grouped * factor, key, start, holes, window, soft_cap, first_real, sinks=sinks
+    )
 
 
 def _padding(mask: Tensor | None) -> tuple[list[int] | None, Tensor | None]:
@@ -297,7 +325,8 @@ def _blocks(problem: _Problem, b: int, start: int, stop: int) -> Iterator[tuple[
         if hidden is not None:
             offset, block = hidden
             logits[..., offset:].masked_fill_(block, torch.finfo(torch.float32).min)
-        yield heads, members, low, torch.softmax(logits, dim=-1)
+        sinks = None if problem.sinks is None else problem.sinks[heads, members, None]
+        yield heads, members, low, _softmax(logits, sinks)
 
 
 def _head_blocks(problem: _Problem, bytes_per_head: int) -> Iterator[tuple[slice, slice]]:
@@ -342,6 +371,14 @@ def _logits(query: Tensor, key: Tensor) -> Tensor:
     else:
         product = torch.bmm(rows.float(), columns.float())
     return product.view(heads, group, count, key.shape[1])
+
+
+def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Probabilities over the slots; a sink logit takes its share of the mass first."""
+    probabilities = torch.softmax(logits, dim=-1)
+    if sinks is None:
+        return probabilities
+    return probabilities * torch.sigmoid(torch.logsumexp(logits, dim=-1) - sinks).unsqueeze(-1)
 
 
 def _capped(logits: Tensor, soft_cap: float | None) -> Tensor:

@@ -24,6 +24,7 @@ from tokenry.core.checks import (
     check_shape,
     check_tensor,
 )
+from tokenry.core.precision import outside_autocast
 
 Rule = Literal["mmr", "max_min", "max_sum", "product"]
 RULES: tuple[Rule, ...] = ("mmr", "max_min", "max_sum", "product")
@@ -113,6 +114,7 @@ def min_max(scores: Tensor, *, eps: float = 1e-6, mask: Tensor | None = None) ->
 
 
 @torch.no_grad()
+@outside_autocast
 def greedy_select(
     features: Tensor,
     k: int,

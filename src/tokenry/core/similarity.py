@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_int, check_shape
+from tokenry.core.precision import outside_autocast
 
 
 def unit_rows(x: Tensor, eps: float = 1e-8) -> Tensor:
@@ -14,16 +15,19 @@ def unit_rows(x: Tensor, eps: float = 1e-8) -> Tensor:
     return rows / (torch.linalg.vector_norm(rows, dim=-1, keepdim=True) + eps)
 
 
+@outside_autocast
 def cosine(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
     """Cosine of matching rows: [..., D], [..., D] -> [...] float32; 0 where a row is zero."""
     return (unit_rows(a, eps) * unit_rows(b, eps)).sum(dim=-1)
 
 
+@outside_autocast
 def cosine_matrix(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
     """All pairs: [..., M, D], [..., N, D] -> [..., M, N] float32. Memory O(M N): for callers that want the matrix."""
     return unit_rows(a, eps) @ unit_rows(b, eps).transpose(-1, -2)
 
 
+@outside_autocast
 def nearest(a: Tensor, b: Tensor, *, mask: Tensor | None = None, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Best cosine match in `b` [B,N,D] for each row of `a` [B,M,D]: (values [B,M] float32, index [B,M]).
 

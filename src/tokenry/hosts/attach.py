@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from tokenry.errors import NotInForceWarning
 from tokenry.hosts.release import release, warn_if_newer
 
-_OWNER = "_tokenry_attached_by"
+_OWNERS = "_tokenry_attached_by"
 _MISSING = object()
+Undo = Callable[[], Any]
 
 
 class Hooks:
@@ -23,22 +26,27 @@ class Hooks:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._ran = self._hooked_inside = self._reached = False
-        self._handles: list[RemovableHandle] = []
-        self._patches: list[tuple[Any, str, Any]] = []
+        self._actions: list[Callable[[], Undo]] = []
+        self._undos: list[Undo] = []
+
+    def do(self, action: Callable[[], Undo]) -> None:
+        """Run `action`, which returns what undoes it. It is run again after a pause."""
+        self._actions.append(action)
+        self._undos.append(action())
 
     def forward(self, module: nn.Module, hook: Callable[..., Any], *, prepend: bool = False) -> None:
         """Call ``hook(module, args, kwargs, output)`` after `module`; a result that is not None replaces the output."""
-        self._handles.append(module.register_forward_hook(self._noting(module, hook), with_kwargs=True, prepend=prepend))
+        noting = self._noting(module, hook)
+        self.do(lambda: module.register_forward_hook(noting, with_kwargs=True, prepend=prepend).remove)
 
     def forward_pre(self, module: nn.Module, hook: Callable[..., Any], *, prepend: bool = False) -> None:
         """Call ``hook(module, args, kwargs)`` before `module`; a result ``(args, kwargs)`` replaces the input."""
-        self._handles.append(module.register_forward_pre_hook(self._noting(module, hook), with_kwargs=True, prepend=prepend))
+        noting = self._noting(module, hook)
+        self.do(lambda: module.register_forward_pre_hook(noting, with_kwargs=True, prepend=prepend).remove)
 
     def patch(self, target: Any, attribute: str, value: Any) -> None:
         """Set an attribute on the instance `target`; on exit the earlier state returns (an absent one is deleted)."""
-        own = vars(target).get(attribute, _MISSING) if hasattr(target, "__dict__") else getattr(target, attribute)
-        self._patches.append((target, attribute, own))
-        setattr(target, attribute, value)
+        self.do(lambda: _patched(target, attribute, value))
 
     def watch(self) -> None:
         """Note whether the model itself runs, so that `missed` can tell."""
@@ -46,7 +54,7 @@ class Hooks:
         def ran(*_: Any) -> None:
             self._ran = True
 
-        self._handles.append(self._model.register_forward_pre_hook(ran))
+        self.do(lambda: self._model.register_forward_pre_hook(ran).remove)
 
     @property
     def missed(self) -> bool:
@@ -65,41 +73,94 @@ class Hooks:
         return call
 
     def restore(self) -> None:
-        """Remove the hooks and undo the patches, latest first."""
-        while self._handles:
-            self._handles.pop().remove()
-        while self._patches:
-            target, attribute, earlier = self._patches.pop()
-            if earlier is _MISSING:
-                delattr(target, attribute)
-            else:
-                setattr(target, attribute, earlier)
+        """Undo everything, latest first."""
+        while self._undos:
+            self._undos.pop()()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The block finds the model as it was before the attachment."""
+        self.restore()
+        try:
+            yield
+        finally:
+            self._undos = [action() for action in self._actions]
+
+    def copies_are_plain(self) -> None:
+        """Let ``copy.deepcopy(model)`` and ``torch.save(model)`` give the model without this attachment."""
+        model = self._model
+
+        def copied(memo: dict[int, Any]) -> nn.Module:
+            with self.paused():
+                return deepcopy(model, memo)
+
+        def reduced(protocol: int) -> Any:
+            shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+            return copied(shared).__reduce_ex__(protocol)
+
+        self.patch(model, "__deepcopy__", copied)
+        self.patch(model, "__reduce_ex__", reduced)
+
+
+def _patched(target: Any, attribute: str, value: Any) -> Undo:
+    earlier = vars(target).get(attribute, _MISSING) if hasattr(target, "__dict__") else getattr(target, attribute)
+    setattr(target, attribute, value)
+    if earlier is _MISSING:
+        return lambda: delattr(target, attribute)
+    return lambda: setattr(target, attribute, earlier)
+
+
+def _owned(model: nn.Module, kind: str, owner: str) -> Undo:
+    owners: dict[str, str] = vars(model).get(_OWNERS, {})
+    object.__setattr__(model, _OWNERS, {**owners, kind: owner})
+
+    def undo() -> None:
+        left = {k: v for k, v in vars(model)[_OWNERS].items() if k != kind}
+        if left:
+            object.__setattr__(model, _OWNERS, left)
+        else:
+            object.__delattr__(model, _OWNERS)
+
+    return undo
+
+
+def forget_compiled() -> None:
+    """Drop what ``torch.compile`` has compiled: its guards do not look at hooks, so it would run past (or go on with) them."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @contextmanager
-def attached(model: nn.Module, owner: str) -> Iterator[Hooks]:
+def attached(model: nn.Module, owner: str, *, kind: str = "tokens") -> Iterator[Hooks]:
     """Give a `Hooks` for `model` and restore everything on exit, also after an exception.
 
     Warns `UntestedReleaseWarning` once on a transformers newer than the tested ones, and
-    `NotInForceWarning` at exit if the model ran past all hooks.
+    `NotInForceWarning` at exit if the model ran past all hooks. Compiled models are compiled again.
+
+    Args:
+        model: the model itself, not a wrapper (see `unwrapped`).
+        owner: name used in messages.
+        kind: what is attached; two attachments of different kinds live on one model.
 
     Raises:
-        RuntimeError: `model` already has an attachment (two at once would prune what the other one has pruned).
+        RuntimeError: `model` already has an attachment of this kind (two would prune what the other one has pruned).
     """
-    earlier = vars(model).get(_OWNER)
+    earlier = vars(model).get(_OWNERS, {}).get(kind)
     if earlier is not None:
         raise RuntimeError(
             f"{earlier} is already attached to this {type(model).__name__}; leave its `with` block before attaching {owner}"
         )
     warn_if_newer()
     hooks = Hooks(model)
-    object.__setattr__(model, _OWNER, owner)
+    forget_compiled()
     try:
+        hooks.do(lambda: _owned(model, kind, owner))
+        hooks.copies_are_plain()
         hooks.watch()
         yield hooks
     finally:
         hooks.restore()
-        object.__delattr__(model, _OWNER)
+        forget_compiled()
     if hooks.missed:
         warnings.warn(
             f"{type(model).__name__} ran while {owner} was attached, and none of its hooks was reached: nothing was changed. "

@@ -74,7 +74,7 @@ class PruningTrace:
 
 @dataclass(frozen=True)
 class Pruner(ABC):
-    """Keeps `keep` of the tokens: a ratio (float in (0, 1]) or a count (int >= 1)."""
+    """Keeps `keep` of the tokens: a ratio (float in (0, 1]) or a count (int >= 1), which is a cap: of fewer tokens all stay."""
 
     keep: float | int = 0.25
     order_free: ClassVar[bool] = True
@@ -85,7 +85,11 @@ class Pruner(ABC):
 
     def plan(self, n: int) -> int:
         """The exact number of tokens that will be kept out of `n`, known before anything is encoded."""
-        return resolve_budget(n, self.keep)
+        return resolve_budget(n, self.capped(n))
+
+    def capped(self, n: int) -> float | int:
+        """`keep`, a count no larger than the `n` tokens there are."""
+        return min(self.keep, n) if isinstance(self.keep, int) and n > 0 else self.keep
 
     @abstractmethod
     def select(self, features: Tensor, *, importance: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenry.core.attention import attention_rows
 from tokenry.core.checks import check_choice, check_int, check_mask, check_range
+from tokenry.core.precision import outside_autocast
 from tokenry.core.selection import RULES, greedy_select, top_k
 from tokenry.core.similarity import unit_rows
 from tokenry.hosts.vlm import BlockView, DecoderStage, Signals, VisualTokens
@@ -203,6 +204,7 @@ class DivPrune(VisualPruner):
         return greedy_select(features, k, rule="max_min", first=first, mask=mask)
 
 
+@outside_autocast
 def _most_isolated(features: Tensor, mask: Tensor | None, chunk: int = 512) -> Tensor:
     """Index [B] of the token with the smallest cosine to its nearest other token; memory O(chunk N)."""
     rows = unit_rows(features)
@@ -244,8 +246,11 @@ class FastV(VisualPruner):
         return DecoderStage(self.layer - 1, lambda view: self._decide(view, run))
 
     def _decide(self, view: BlockView, run: Any) -> Tensor:
-        last = view.query.shape[2] - 1
-        rows = attention_rows(view.query[:, :, -1:], view.key, scale=view.scale, causal_offset=last, mask=view.real)
+        slots = torch.arange(view.real.shape[1], device=view.real.device)
+        last = slots.where(view.real, -1).amax(dim=1)  # each row's own last token: padding may stand on either side
+        query = view.query.gather(2, last[:, None, None, None].expand(-1, view.query.shape[1], 1, view.query.shape[3]))
+        seen = view.real & (slots <= last[:, None])
+        rows = attention_rows(query, view.key, causal_offset=len(slots) - 1, mask=seen, **vars(view.rule))
         received = rows.mean(dim=1).squeeze(1)
         keep = view.real & ~view.visual
         for row in range(len(keep)):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tokenry.core.checks import check_choice, check_int
 from tokenry.core.selection import check_keep
 from tokenry.hosts.cache import Budget, Compressed, Prompt, Signal, Slots, compress_cache
-from tokenry.hosts.decoder import OnSliding
+from tokenry.hosts.decoder import OnSliding, attention_modules, full_attention_indices
 from tokenry.pruning.base import Kept, PruningTrace
 
 
@@ -32,17 +32,23 @@ class CacheMethod(ABC):
         budget: share of the prompt (float in (0, 1]) or number of slots (int >= 1) per layer and sequence.
         skip_layers: layers never compressed; negative numbers count from the last layer.
         on_sliding: ``"skip"`` leaves sliding-window layers alone, ``"refuse"`` raises when there are any.
+        min_slots: a share never leaves a layer fewer slots than this (or than the sequence has tokens).
+
+    A share follows the sequence it is a share of: it is settled after the prompt, stands still while single tokens are decoded,
+    and is settled again after every later turn (a call with several tokens).
     """
 
     budget: float | int = 0.2
     skip_layers: tuple[int, ...] = ()
     on_sliding: OnSliding = "skip"
+    min_slots: int = 4
 
     def __post_init__(self) -> None:
         check_keep(self.budget, "budget")
         for number in self.skip_layers:
             check_int("skip_layers", number)
         check_choice("on_sliding", self.on_sliding, ("skip", "refuse"))
+        check_int("min_slots", self.min_slots, 1)
 
     @classmethod
     def at_budget(cls, keep: float | int, seed: int) -> Self:
@@ -82,20 +88,36 @@ class CacheMethod(ABC):
         check_int("n", n, 0)
         if isinstance(self.budget, int):
             return min(self.budget, n)
-        return n if self.is_identity else min(max(floor_slots(n * self.budget), 1), n)
+        return n if self.is_identity else min(max(floor_slots(n * self.budget), self.min_slots), n)
 
     def budgets(self, prompt: Prompt) -> list[Budget | None]:
         """One budget per compressible layer; None = never compressed."""
         if self.is_identity:
             return [None] * len(prompt.layers)
-        splits = [self.split(self.budget if isinstance(self.budget, int) else self.plan(n), n) for n in prompt.lengths]
-        same = Budget(tuple(h for h, _ in splits), tuple(r for _, r in splits))
+        self.warn_if_short(min(map(min, prompt.lengths)))
         skipped = self.skipped(prompt)
-        return [None if i in skipped else same for i in prompt.layers]
+        return [
+            None if i in skipped else Budget.of(self.split(self._slots_of(n), n) for n in lengths)
+            for i, lengths in zip(prompt.layers, prompt.lengths, strict=True)
+        ]
+
+    def _slots_of(self, length: int) -> int:
+        return self.budget if isinstance(self.budget, int) else self.plan(length)
+
+    def warn_if_short(self, length: int) -> None:
+        """Say that a share of a sequence this short is no cache to continue from, so that `min_slots` acts."""
+        if isinstance(self.budget, float) and floor_slots(length * self.budget) < min(self.min_slots, length):
+            warnings.warn(
+                f"budget={self.budget} of {length} tokens rounds to {floor_slots(length * self.budget)} slots; "
+                f"min_slots={self.min_slots} are kept in every layer until the sequence is longer",
+                stacklevel=2,
+            )
 
     def skipped(self, prompt: Prompt) -> set[int]:
         """The layer numbers of `skip_layers`, counted from the front."""
-        total = prompt.total_layers
+        return self._skipped(prompt.total_layers)
+
+    def _skipped(self, total: int) -> set[int]:
         for number in self.skip_layers:
             check_int("skip_layers", number, -total, total - 1)
         return {number % total for number in self.skip_layers}
@@ -106,18 +128,30 @@ class CacheMethod(ABC):
 
         Raises:
             UnsupportedModelError: the model, its attention implementation or its cache cannot be compressed.
+            ValueError: `skip_layers` and sliding layers leave nothing to compress.
         """
         trace = PruningTrace()
+        self._check_layers(model)
         with compress_cache(model, self, on_sliding=self.on_sliding, report=lambda done: _record(trace, done)):
             yield trace
+
+    def _check_layers(self, model: nn.Module) -> None:
+        full = full_attention_indices(model, on_sliding=self.on_sliding)
+        total = len(attention_modules(model))
+        if not self.is_identity and not set(full) - self._skipped(total):
+            raise ValueError(
+                f"skip_layers must leave a layer to compress, got {self.skip_layers}: {type(model).__name__} keeps every token "
+                f"in {len(full)} of {total} layers ({', '.join(map(str, full))}), the others slide"
+            )
 
 
 def _record(trace: PruningTrace, done: Compressed) -> None:
     start = trace.next_image()
-    for row, (length, offset) in enumerate(zip(done.lengths, done.offsets, strict=True)):
+    rows = max((len(index) for index in done.kept.values()), default=0)
+    for row in range(rows):
         for layer, index in done.kept.items():
-            own = index[row][:, index[row, 0] >= 0] - offset  # empty slots are the same for all heads
-            trace.kept.append(Kept(start + row, layer, (own[0] if len(own) == 1 else own).cpu(), length))
+            own = index[row][:, index[row, 0] >= 0] - done.offsets[layer][row]  # empty slots are the same for all heads
+            trace.kept.append(Kept(start + row, layer, (own[0] if len(own) == 1 else own).cpu(), done.lengths[layer][row]))
     trace.facts.update(done.facts)
 
 

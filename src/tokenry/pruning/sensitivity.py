@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_device, check_finite, check_float, check_int, check_shape
+from tokenry.core.precision import outside_autocast
 
 Map = Callable[[Tensor], Tensor]
 _CHUNK = 8
@@ -33,6 +34,7 @@ def normalised(directions: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@outside_autocast
 def two_sided_sensitivity(projector: Map, x: Tensor, directions: Tensor, *, step: float = 0.01, chunk: int = _CHUNK) -> Tensor:
     """``mean_j ||M(x + h u_j) - M(x - h u_j)|| / 2h`` [B,N] (eq. 3-4); `chunk` directions at a time.
 
@@ -48,6 +50,7 @@ def two_sided_sensitivity(projector: Map, x: Tensor, directions: Tensor, *, step
 
 
 @torch.no_grad()
+@outside_autocast
 def exact_sensitivity(projector: Map, x: Tensor, directions: Tensor, *, chunk: int = _CHUNK) -> Tensor:
     """``mean_j ||J_M(x) u_j||`` [B,N] without a step: closed form for linear-activation-linear, else forward mode."""
     layers = two_layer(projector)

@@ -176,7 +176,7 @@ class ToDRE(VisualPruner):
 
 
 def _mass(view: BlockView, rows: Tensor, columns: Tensor) -> Tensor:
-    heads = mass_between(view.query, view.key, rows, columns, scale=view.scale, causal_offset=0, mask=view.real)
+    heads = mass_between(view.query, view.key, rows, columns, causal_offset=0, mask=view.real, **vars(view.rule))
     return heads.mean(dim=1)
 
 

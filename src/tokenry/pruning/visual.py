@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenry.core.selection import top_k
 from tokenry.hosts.vlm import BlockView, DecoderStage, Positions, Signals, VisualTokens, prune_prompt
+from tokenry.hosts.wrappers import unwrapped
 from tokenry.pruning.base import Kept, Pruner, PruningTrace, check_tokens
 
 Scope = Literal["image", "prompt", "crop"]
@@ -53,6 +55,7 @@ class VisualPruner(Pruner):
             UnsupportedModelError: another model class.
             RuntimeError: a pruner is attached to this model already.
         """
+        model = unwrapped(model)
         run = _Run(self, PruningTrace())
         stage = self._stage(model, run)
         with prune_prompt(
@@ -85,16 +88,23 @@ class VisualPruner(Pruner):
         return None
 
 
+class _Chosen(threading.local):
+    """What was chosen in the forward in flight, for the stage that follows in it."""
+
+    images: Sequence[VisualTokens] = ()
+    kept: Sequence[Tensor] = ()
+    first_image = 0
+
+
 @dataclass
 class _Run:
     """One attachment: turns the host's images into units, lets the pruner select, writes the trace."""
 
     pruner: VisualPruner
     trace: PruningTrace
-    images: list[VisualTokens] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)
-    first_image: int = 0
+    chosen: _Chosen = field(default_factory=_Chosen)
     units_seen: int = 0
+    lock: Any = field(default_factory=threading.Lock)
 
     def choose(self, images: Sequence[VisualTokens]) -> list[Tensor]:
         """Ascending kept indices per image."""
@@ -110,13 +120,13 @@ class _Run:
                 if importance is not None:
                     scores[number] = _merge(scores[number], images[number], index, importance[start : start + len(index)])
                 start += len(index)
-        self.images, self.kept = list(images), [k.sort().values for k in kept]
-        self.first_image = self.trace.next_image()
-        for i, image in enumerate(images):
-            self.trace.kept.append(
-                Kept(self.first_image + i, None, self.kept[i].cpu(), len(image.features), scores[i], image.grid)
-            )
-        return self.kept
+        ordered = [k.sort().values for k in kept]
+        with self.lock:
+            start = self.trace.next_image()
+            for i, (image, own) in enumerate(zip(images, ordered, strict=True)):
+                self.trace.kept.append(Kept(start + i, None, own.cpu(), len(image.features), scores[i], image.grid))
+        self.chosen.images, self.chosen.kept, self.chosen.first_image = images, ordered, start
+        return ordered
 
     def _select(
         self, images: Sequence[VisualTokens], units: Sequence[BudgetUnit]
@@ -126,7 +136,8 @@ class _Run:
         for unit, budget in zip(units, pruner._budgets(units), strict=True):
             tokens = [(images[number], index) for number, index in unit.parts]
             features = torch.cat([image.features[index] for image, index in tokens])
-            number, self.units_seen = self.units_seen, self.units_seen + 1
+            with self.lock:
+                number, self.units_seen = self.units_seen, self.units_seen + 1
             if budget >= len(unit):
                 yield unit, torch.arange(len(unit), device=features.device), None
                 continue
@@ -141,12 +152,13 @@ class _Run:
 
     def record_stage(self, layer: int, keep: Tensor, view: BlockView) -> None:
         """Trace a decision inside the decoder: `keep` [B,T] over the slots of the view."""
-        for i, (image, kept) in enumerate(zip(self.images, self.kept, strict=True)):
-            before = sum(len(k) for m, k in zip(self.images[:i], self.kept[:i], strict=True) if m.row == image.row)
+        images, all_kept, start = self.chosen.images, self.chosen.kept, self.chosen.first_image
+        for i, (image, kept) in enumerate(zip(images, all_kept, strict=True)):
+            before = sum(len(k) for m, k in zip(images[:i], all_kept[:i], strict=True) if m.row == image.row)
             slots = view.visual[image.row].nonzero().squeeze(1)[before : before + len(kept)]
             left = kept[keep[image.row, slots]]
             if len(left) < len(kept):
-                self.trace.kept.append(Kept(self.first_image + i, layer, left.cpu(), len(kept), None, image.grid))
+                self.trace.kept.append(Kept(start + i, layer, left.cpu(), len(kept), None, image.grid))
 
 
 def _merge(earlier: Tensor | None, image: VisualTokens, index: Tensor, values: Tensor) -> Tensor:

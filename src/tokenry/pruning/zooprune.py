@@ -76,7 +76,7 @@ class ZOOPrune(VisualPruner):
 
     def plan(self, n: int) -> int:
         """The exact number of tokens kept out of `n`: ``int(keep * n)``, at least 1."""
-        return resolve_budget(n, self.keep, rounding="floor")
+        return resolve_budget(n, self.capped(n), rounding="floor")
 
     def sensitivity(
         self,

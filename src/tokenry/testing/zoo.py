@@ -23,6 +23,7 @@ _VISION = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 24,
     "patch_size": 4,
 }  # fmt: skip
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _GPT2 = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
 _MAMBA = {**_TOKENS, "hidden_size": 32, "num_hidden_layers": 2}
 _ENCODEC = {
@@ -45,6 +46,25 @@ _PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", {**_DECODER, "head_dim": 8}),
     "phi3": ("Phi3ForCausalLM", _DECODER),
     "gemma3": ("Gemma3ForCausalLM", {**_DECODER, "head_dim": 8}),
+    "mixtral": ("MixtralForCausalLM", {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        {**_DECODER, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    ),
+    "gemma": ("GemmaForCausalLM", {**_DECODER, "head_dim": 8}),
+    "gemma2": ("Gemma2ForCausalLM", {**_DECODER, "head_dim": 8}),
+    "granite": ("GraniteForCausalLM", _DECODER),
+    "starcoder2": ("Starcoder2ForCausalLM", _DECODER),
+    "stablelm": ("StableLmForCausalLM", _DECODER),
+    "phi": ("PhiForCausalLM", _DECODER),
+    "olmo2": ("Olmo2ForCausalLM", _DECODER),
+    "olmo3": ("Olmo3ForCausalLM", _DECODER),
+    "smollm3": ("SmolLM3ForCausalLM", _DECODER),
+    "cohere2": ("Cohere2ForCausalLM", {**_DECODER, "head_dim": 8}),
+    "glm4": ("Glm4ForCausalLM", {**_DECODER, "head_dim": 8}),
+    "ernie4_5": ("Ernie4_5ForCausalLM", _DECODER),
+    "hunyuan": ("HunYuanDenseV1ForCausalLM", {**_DECODER, "head_dim": 8}),
+    "gpt_oss": ("GptOssForCausalLM", {**_DECODER, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt2": ("GPT2LMHeadModel", _GPT2),
     "mamba": ("MambaForCausalLM", _MAMBA),
     "bert": ("BertModel", _DECODER),
@@ -65,9 +85,10 @@ def tiny(name: str, *, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model of a transformers class with random weights from `seed`, in evaluation mode.
 
     Args:
-        name: a decoder (llama, mistral, qwen2, qwen3, phi3, gemma3, gpt2, mamba), an encoder (bert), a vision tower (vit,
-            deit, dinov2, dinov2_with_registers, clip, siglip), an audio codec of 1 kHz (encodec, dac, mimi), or a
-            vision-language model (llava, onevision, qwen2_5_vl).
+        name: a decoder (llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma, gemma2, gemma3, granite, starcoder2,
+            stablelm, phi, phi3, olmo2, olmo3, smollm3, cohere2, glm4, ernie4_5, hunyuan, gpt_oss, gpt2, mamba), an encoder
+            (bert), a vision tower (vit, deit, dinov2, dinov2_with_registers, clip, siglip), an audio codec of 1 kHz (encodec,
+            dac, mimi), or a vision-language model (llava, onevision, qwen2_5_vl).
         seed: of the weights; the global random state is left as it was.
         overrides: fields of the config, and further arguments of the class (``add_pooling_layer``); for vision-language
             models ``layers`` of the decoder and ``attention``.

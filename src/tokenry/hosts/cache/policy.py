@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -14,6 +15,12 @@ class Budget:
 
     heavy: tuple[int, ...]
     recent: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[int, int]]) -> Budget:
+        """From (heavy, recent) of every sequence."""
+        heavy, recent = zip(*pairs, strict=True)
+        return cls(heavy, recent)
 
     @property
     def slots(self) -> int:
@@ -43,22 +50,24 @@ class Signal:
 
 @dataclass
 class Prompt:
-    """What a method may look at when it settles the budgets.
+    """What a method may look at when it settles the budgets: after the prompt, and again after every later turn.
 
     Attributes:
         layers: numbers of the layers that can be compressed.
         total_layers: decoder layers of the model, sliding ones included.
-        lengths: real tokens per sequence [B].
-        scores: per layer [B,Hq,T] float32, or None where the method asked for none.
-        real: [B,T] bool, or None when nothing is padding.
+        lengths: per layer the real tokens of each sequence so far [L][B]; they differ where visual tokens left on the way.
+        held: per layer the real slots of each sequence [L][B], less than `lengths` on a later turn.
+        scores: per layer [B,H,T] float32 over the slots held, or None where the method asked for none.
+        states: per layer what the method remembers between settlements and evictions.
         facts: what the method wants to report in the trace.
     """
 
     layers: list[int]
     total_layers: int
-    lengths: list[int]
+    lengths: list[list[int]]
+    held: list[list[int]]
     scores: list[Tensor | None]
-    real: Tensor | None
+    states: list[dict[str, Any]]
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,18 +97,18 @@ class CachePolicy(Protocol):
 
 @dataclass(frozen=True)
 class Compressed:
-    """Report of one finished prompt.
+    """Report of one finished prompt; after a later turn only `facts` is filled.
 
     Attributes:
         kept: slot indices per compressed layer, [B,H,K] or [B,1,K]; -1 marks an empty slot.
-        lengths: real tokens per sequence.
-        offsets: padding slots before them.
+        lengths: per compressed layer the real tokens of each sequence.
+        offsets: per compressed layer the padding slots before them.
         scores: [B,Hkv,K] per compressed layer, or None.
         facts: bytes before and after, slots per layer, and what the method reports.
     """
 
     kept: dict[int, Tensor]
-    lengths: list[int]
-    offsets: list[int]
+    lengths: dict[int, list[int]]
+    offsets: dict[int, list[int]]
     scores: dict[int, Tensor | None]
     facts: dict[str, Any]

@@ -7,42 +7,56 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from tokenry.core.attention import group_heads, last_window_scores
+from tokenry.core.precision import outside_autocast
 from tokenry.hosts.cache.layer import TrackedLayer
 from tokenry.hosts.cache.policy import Budget, CachePolicy, Compressed, Prompt, Signal, Slots
-from tokenry.hosts.decoder import AttentionFacts, attention_facts, attention_modules, full_attention_indices
 
 
-def finish_prompt(
-    layers: dict[int, TrackedLayer], policy: CachePolicy, facts: dict[int, AttentionFacts], total_layers: int
-) -> Compressed:
-    """Settle the budgets of all layers from the scores collected so far, and compress every layer to its own."""
-    for i, layer in layers.items():
-        _window_scores(layer, policy.signal, facts[i])
-    first = next(iter(layers.values()))
-    batch = first.stored[0].shape[0]
-    lengths = [first.seen] * batch if first.real is None else first.real.sum(dim=1).tolist()
-    prompt = Prompt(list(layers), total_layers, lengths, [layer.scores for layer in layers.values()], first.real)
+@outside_autocast
+def settle(layers: dict[int, TrackedLayer], policy: CachePolicy, total_layers: int) -> Compressed:
+    """Settle the budgets of all layers from the scores collected so far, and compress every layer to its own.
+
+    After the prompt, and again after a later turn: a budget that is a share follows the sequence it is a share of.
+    """
+    first = not next(iter(layers.values())).planned
+    for layer in layers.values():
+        _window_scores(layer, policy.signal)
+    lengths = [layer.lengths for layer in layers.values()]
+    held = [_held(layer) for layer in layers.values()]
+    if min(min(row) for row in lengths) == 0:
+        raise ValueError("attention_mask must mark at least one token in every row while the KV cache is compressed")
+    scores, states = [layer.scores for layer in layers.values()], [layer.state for layer in layers.values()]
+    prompt = Prompt(list(layers), total_layers, lengths, held, scores, states)
     full = sum(layer.nbytes for layer in layers.values())
     kept: dict[int, torch.Tensor] = {}
+    offsets = {i: [layer.held - n for n in row] for (i, layer), row in zip(layers.items(), held, strict=True)}
     for (i, layer), budget in zip(layers.items(), policy.budgets(prompt), strict=True):
         layer.planned, layer.budget = True, budget
-        if layer.scores is not None:
-            layer.scores = None if budget is None else group_heads(layer.scores, facts[i].kv_heads)
+        if layer.scores is not None and first:
+            layer.scores = None if budget is None else group_heads(layer.scores, layer.stored[0].shape[1])
         if budget is not None and layer.held > budget.slots:
             kept[i] = evict_layer(layer, policy)
     used = sum(layer.nbytes for layer in layers.values())
-    held = {i: layer.held for i, layer in layers.items()}
-    report = {**prompt.facts, "cache_bytes_full": full, "cache_bytes": used, "slots": held}
-    return Compressed(kept, lengths, [first.seen - n for n in lengths], {i: layers[i].scores for i in kept}, report)
+    report = {**prompt.facts, "cache_bytes": used, "slots": {i: layer.held for i, layer in layers.items()}}
+    if not first:
+        return Compressed({}, {}, {}, {}, report)
+    report["cache_bytes_full"] = full
+    return Compressed(kept, dict(zip(layers, lengths, strict=True)), offsets, {i: layers[i].scores for i in kept}, report)
 
 
-def _window_scores(layer: TrackedLayer, signal: Signal, facts: AttentionFacts) -> None:
-    if signal.kind == "window" and layer.tail is not None:
-        keys = layer.stored[0]
-        layer.scores = last_window_scores(layer.tail, keys, window=signal.window, scale=facts.scale, mask=layer.real)
+def _held(layer: TrackedLayer) -> list[int]:
+    return [layer.held] * layer.stored[0].shape[0] if layer.real is None else layer.real.sum(dim=1).tolist()
+
+
+def _window_scores(layer: TrackedLayer, signal: Signal) -> None:
+    if signal.kind == "window" and layer.tail is not None and layer.rule is not None:
+        layer.scores = last_window_scores(
+            layer.tail, layer.stored[0], window=signal.window, mask=layer.real, **vars(layer.rule)
+        )
     layer.tail = None
 
 
+@outside_autocast
 def evict_layer(layer: TrackedLayer, policy: CachePolicy) -> torch.Tensor:
     """Cut one layer to its budget in place; returns the kept indices [B,H,K]."""
     if layer.budget is None:
@@ -51,6 +65,7 @@ def evict_layer(layer: TrackedLayer, policy: CachePolicy) -> torch.Tensor:
     layer.keys, layer.values = after.keys, after.values
     layer.scores = after.scores if policy.signal.per_step else None
     layer.real = after.real
+    layer.lost()
     return index
 
 
@@ -77,7 +92,6 @@ def fork_cache(model: nn.Module, observed: Cache, policy: CachePolicy) -> tuple[
     `observed` must have been filled inside ``compress_cache(model, Observe())`` with ``session.hold()`` around the prompt, and
     not continued. Saves one prefill per method when several are compared on the same prompt.
     """
-    facts = {i: attention_facts(attention_modules(model)[i]) for i in full_attention_indices(model)}
     fork = DynamicCache()
     layers: dict[int, TrackedLayer] = {}
     for i, layer in enumerate(observed.layers):
@@ -87,7 +101,7 @@ def fork_cache(model: nn.Module, observed: Cache, policy: CachePolicy) -> tuple[
             )
         layers[i] = _copy(layer, policy)
     fork.layers.extend(layers.values())
-    return fork, finish_prompt(layers, policy, facts, len(layers))
+    return fork, settle(layers, policy, len(layers))
 
 
 def _copy(layer: TrackedLayer, policy: CachePolicy) -> TrackedLayer:
@@ -95,6 +109,6 @@ def _copy(layer: TrackedLayer, policy: CachePolicy) -> TrackedLayer:
     keys, values = layer.stored
     copy.lazy_initialization(keys, values)
     copy.keys, copy.values = keys, values  # shared: updates and evictions make new tensors
-    copy.seen, copy.real, copy.tail = layer.seen, layer.real, layer.tail
+    copy.fed, copy.real, copy.padding, copy.tail, copy.rule = layer.fed, layer.real, layer.padding, layer.tail, layer.rule
     copy.scores = layer.scores if policy.signal.kind == "exact" else None
     return copy

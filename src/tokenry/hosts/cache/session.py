@@ -12,6 +12,7 @@ all layers once the prompt is complete, then after every decoded token, and give
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,24 +24,30 @@ from transformers.cache_utils import DynamicLayer
 from tokenry.core.attention import column_sums, decode_row
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
+from tokenry.hosts.attention import LogitRule, Observed, implementation_of, observe
 from tokenry.hosts.cache.layer import TrackedLayer
+from tokenry.hosts.cache.masks import MASKED_BACKENDS, slot_mask
 from tokenry.hosts.cache.policy import CachePolicy, Compressed
-from tokenry.hosts.cache.prompt import evict_layer, finish_prompt
-from tokenry.hosts.decoder import (
-    SUPPORTED,
-    AttentionFacts,
-    OnSliding,
-    attention_facts,
-    attention_modules,
-    full_attention_indices,
-    queries_from,
-    query_source,
-    text_model,
-)
+from tokenry.hosts.cache.prompt import evict_layer, settle
+from tokenry.hosts.decoder import SUPPORTED, OnSliding, attention_modules, full_attention_indices, text_model
 from tokenry.hosts.release import CACHE, cache_in, check_takes_cache, release
+from tokenry.hosts.wrappers import unwrapped
 
-_MASKED_BACKENDS = ("sdpa", "eager")
 _MODES = ("greedy_search", "sample")
+
+
+class _Call(threading.local):
+    """What belongs to the forward call in flight; one per thread, so that threads may share an attachment."""
+
+    hold = False
+    use_cache = True
+    mask: Tensor | None = None
+    fresh: Tensor | None = None
+    cache: Any = None
+    count = 0
+
+    def __init__(self) -> None:
+        self.queries: dict[int, Tensor] = {}
 
 
 class CacheSession:
@@ -50,36 +57,31 @@ class CacheSession:
         self.policy, self._name = policy, type(policy).__name__
         self._layers = layers
         self._attentions = attention_modules(model)
-        self._facts = {i: attention_facts(self._attentions[i]) for i in layers}
         self._backend = _backend(model, self._attentions[0])
         self._report = report
         self._parameters = list(inspect.signature(text_model(model).forward).parameters)
-        self._hold = False
-        self._mask: Tensor | None = None
-        self._use_cache = True
-        self._fresh: Tensor | None = None
-        self._cache: Any = None
-        self._projected: dict[int, Tensor] = {}
+        self._call = _Call()
 
     @contextmanager
     def prompt_chunks(self) -> Iterator[None]:
         """Treat all forward calls inside as parts of one prompt: the cache is compressed when the block ends."""
-        self._hold, self._cache = True, None
+        call = self._call
+        call.hold, call.cache = True, None
         try:
             yield
         finally:
-            self._hold = False
-        if self._cache is not None:
+            call.hold = False
+        if call.cache is not None:
             self._settle()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Observe the prompt inside without settling it: for `fork_cache`."""
-        self._hold = True
+        self._call.hold = True
         try:
             yield
         finally:
-            self._hold, self._cache = False, None
+            self._call.hold, self._call.cache = False, None
 
     def wire(self, model: nn.Module, hooks: Hooks) -> None:
         """Register all hooks and patches."""
@@ -89,9 +91,9 @@ class CacheSession:
         hooks.forward(decoder, self._after_model)
         for i, attention in enumerate(self._attentions):
             hooks.forward_pre(attention, self._before_layer(i))
-            if i in self._facts and self.policy.signal.kind != "none":
-                hooks.forward(query_source(attention), self._keep_projection(i))
-            if i in self._facts:
+            if i in self._layers:
+                if self.policy.signal.kind != "none":
+                    observe(hooks, attention, self._scores(i))
                 hooks.forward(attention, self._after_layer(i))
         if hasattr(model, "_prefill"):
             hooks.patch(model, "_prefill", self._whole_prefill(model._prefill))  # pyright: ignore[reportArgumentType]
@@ -117,7 +119,7 @@ class CacheSession:
                     f"got {name} (beam search and assisted decoding would have to undo evictions)"
                 )
             if config.use_cache is False:
-                raise ValueError(f"use_cache must be True while {self._name} is attached, got False")
+                raise ValueError(self._needs_cache("use_cache=False"))
             if config.cache_implementation not in (None, "dynamic"):
                 raise ValueError(
                     f"cache_implementation must be None or 'dynamic' while {self._name} is attached, "
@@ -127,6 +129,12 @@ class CacheSession:
 
         return validate
 
+    def _needs_cache(self, got: str) -> str:
+        return (
+            f"use_cache must be True while {self._name} is attached, got {got}: it works on the cache of a generation. "
+            "Pass use_cache=True, or leave its `with` block to train or to score without a cache"
+        )
+
     # ---- one forward pass --------------------------------------------------------------------------------------------
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -135,20 +143,22 @@ class CacheSession:
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             kind = f"a {mask.dim()}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"attention_mask must be None or [B,T] while the KV cache is compressed, got {kind}")
-        self._mask = mask
-        asked = named.get("use_cache")
-        self._use_cache = bool(module.config.use_cache if asked is None else asked)  # pyright: ignore
-        self._cache = None
-        self._projected.clear()
+        call, asked = self._call, named.get("use_cache")
+        call.mask, call.fresh = mask, None
+        call.use_cache = bool(module.config.use_cache if asked is None else asked)  # pyright: ignore
+        call.cache = None
 
     def _before_layer(self, i: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            cache = self._cache
+            cache = self._call.cache
             if cache is None:
                 cache = self._open(cache_in(kwargs), hidden)
             layer = cache.layers[i]
-            if not isinstance(layer, TrackedLayer) or not self._compressed():
+            if not isinstance(layer, TrackedLayer):
+                return None
+            layer.arm("cache")
+            if not layer.planned:
                 return None
             return args, {**kwargs, "attention_mask": self._layer_mask(layer, hidden)}
 
@@ -156,26 +166,28 @@ class CacheSession:
 
     def _open(self, cache: Any, hidden: Tensor) -> Any:
         """Check the cache of this call, put tracked layers into a fresh one, and read the mask of the new tokens."""
+        call = self._call
         if cache is None:
-            if self._use_cache:
+            if call.use_cache:
                 raise UnsupportedModelError(f"{self._name} found no cache in the decoder's layers; this is {release()}")
-            raise ValueError(f"use_cache must be True while {self._name} is attached, got a call without a cache")
+            raise ValueError(self._needs_cache("a call without a cache"))
         if getattr(cache, "offloading", False):
             raise UnsupportedModelError.of(cache, ["DynamicCache"], reason="its layers are offloaded")
         while len(cache.layers) < len(self._attentions) and getattr(cache, "layer_class_to_replicate", None) is not None:
             cache.layers.append(cache.layer_class_to_replicate())
         for i in self._layers:
             cache.layers[i] = self._tracked(cache.layers[i])
-        self._cache = cache
-        self._fresh = self._fresh_mask(hidden, cache.layers[self._layers[0]])
+        call.cache = cache
+        call.count = hidden.shape[1]
+        call.fresh = self._fresh_mask(hidden, cache.layers[self._layers[0]])
         return cache
 
     def _tracked(self, layer: Any) -> TrackedLayer:
-        if isinstance(layer, TrackedLayer):
+        if isinstance(layer, TrackedLayer) and layer.policy is not None:
             if layer.policy != self.policy:
                 raise ValueError(f"{CACHE} was compressed by {layer.policy}, and {self.policy} is attached now")
             return layer
-        if type(layer) is not DynamicLayer:
+        if type(layer) is not DynamicLayer and not isinstance(layer, TrackedLayer):
             raise UnsupportedModelError.of(layer, ["DynamicLayer"], reason="only dynamic cache layers can be compressed")
         if layer.get_seq_length() > 0:
             raise ValueError(
@@ -186,59 +198,61 @@ class CacheSession:
 
     def _fresh_mask(self, hidden: Tensor, layer: TrackedLayer) -> Tensor | None:
         """[B,q] bool of the new tokens, None when all are real; refuses anything but left padding."""
-        if self._mask is None:
+        if self._call.mask is None:
             return None
-        fresh = self._mask[:, -hidden.shape[1] :].bool()
+        fresh = self._call.mask[:, -hidden.shape[1] :].bool()
         if bool(fresh.all()):
             return None
-        if not self._backend.startswith(_MASKED_BACKENDS):
+        if self._backend not in MASKED_BACKENDS:
             raise ValueError(f"attention_mask must not mark padding under {self._backend}; use sdpa or eager, or batch size 1")
-        started = layer.real[:, -1:] if layer.real is not None else torch.full_like(fresh[:, :1], layer.seen > 0)
-        if bool((torch.cat((started, fresh[:, :-1]), dim=1) & ~fresh).any()):
+        started = layer.real[:, -1:] if layer.real is not None else torch.full_like(fresh[:, :1], layer.fed > 0)
+        after = torch.cat((started, fresh[:, :-1]), dim=1) & ~fresh
+        if bool(after.any()) and layer.past is None:  # between shortened prompts, padding is this library's own
             raise ValueError("attention_mask must be left-padded (zeros, then ones) while the KV cache is compressed")
         return fresh
 
-    def _compressed(self) -> bool:
-        return self._cache.layers[self._layers[0]].planned
+    def _fresh_of(self, hidden: Tensor, mask: Any) -> Tensor | None:
+        """`_fresh_mask` for this layer: where tokens left on the way, its own attention mask says which slots are real."""
+        count = hidden.shape[1]
+        if count == self._call.count:
+            return self._call.fresh
+        if not isinstance(mask, Tensor):
+            return None
+        last = mask[:, 0, -1] if mask.dim() == 4 else mask
+        visible = last.bool() if last.dtype in (torch.bool, torch.long) else last == 0
+        return visible[:, -count:].expand(hidden.shape[0], -1)
 
     def _layer_mask(self, layer: TrackedLayer, hidden: Tensor) -> Tensor | None:
         """The attention mask that fits this layer's own slots, in the form its backend wants."""
-        count, held = hidden.shape[1], layer.held
-        if layer.real is None and (count == 1 or not self._backend.startswith(_MASKED_BACKENDS)):
-            return None
-        own = torch.arange(held, held + count, device=hidden.device)
-        visible = torch.arange(held + count, device=hidden.device)[None, :] <= own[:, None]
-        visible = visible[None, None]
-        if layer.real is not None:
-            real = nn.functional.pad(layer.real, (0, count), value=True)
-            visible = visible & real[:, None, None, :]
-        if self._backend == "sdpa":
-            return visible
-        return torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(
-            ~visible, torch.finfo(hidden.dtype).min
-        )
+        return slot_mask(hidden, layer.held, layer.real, self._call.fresh, self._backend, hidden.dtype)
 
-    def _keep_projection(self, i: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            layer = self._cache.layers[i]
-            if not layer.planned or (layer.budget is not None and self.policy.signal.per_step):
-                self._projected[i] = output.detach()
+    def _scores(self, i: int) -> Callable[[Observed], None]:
+        """Attention that the newest queries give, added to what layer `i` has received."""
 
-        return hook
+        @torch.no_grad()
+        def observer(seen: Observed) -> None:
+            cache = self._call.cache
+            if cache is None:
+                return
+            layer, signal = cache.layers[i], self.policy.signal
+            if layer.planned and (layer.budget is None or not (signal.per_step or self._long_turn())):
+                return
+            layer.rule = seen.rule
+            self._call.queries[i] = seen.query
+
+        return observer
 
     @torch.no_grad()
-    def _after_layer_scores(self, i: int, layer: TrackedLayer, embeddings: Any) -> None:
-        projected = self._projected.pop(i, None)
-        if projected is None:
+    def _after_layer_scores(self, i: int, layer: TrackedLayer) -> None:
+        queries, rule = self._call.queries.pop(i, None), layer.rule
+        if queries is None or rule is None:
             return
-        facts, signal = self._facts[i], self.policy.signal
-        queries = queries_from(self._attentions[i], projected, embeddings)
-        if layer.planned:
-            _add(layer, _step_scores(queries, layer, facts))
+        signal = self.policy.signal
+        if layer.planned and signal.per_step:
+            _add(layer, _step_scores(queries, layer, rule))
             return
         if signal.kind in ("exact", "both"):
-            keys, scale, cap = layer.stored[0], facts.scale, facts.soft_cap
-            _add(layer, column_sums(queries, keys, scale=scale, mask=layer.real, soft_cap=cap))
+            _add(layer, column_sums(queries, layer.stored[0], mask=layer.real, **vars(rule)))
         if signal.kind in ("window", "both"):
             tail = queries[:, :, -signal.window :]
             joined = tail if layer.tail is None else torch.cat((layer.tail, tail), dim=2)
@@ -246,39 +260,51 @@ class CacheSession:
 
     def _after_layer(self, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            layer = self._cache.layers[i]
+            layer = self._call.cache.layers[i]
             hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            layer.append_real(self._fresh, hidden.shape[0], hidden.shape[1])
-            self._after_layer_scores(i, layer, kwargs.get("position_embeddings"))
+            layer.append_real(self._fresh_of(hidden, kwargs.get("attention_mask")), hidden.shape[0], hidden.shape[1])
+            self._after_layer_scores(i, layer)
 
         return hook
 
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._cache is not None and not self._hold:
+        if self._call.cache is not None and not self._call.hold:
             self._settle()
 
     # ---- compression -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _settle(self) -> None:
-        """Compress every layer that holds more than its budget; the first time, settle the budgets."""
-        layers = {i: self._cache.layers[i] for i in self._layers}
-        if not self._compressed():
-            self._report(finish_prompt(layers, self.policy, self._facts, len(self._attentions)))
+        """Compress every layer that holds more than its budget; after a prompt or a turn, settle the budgets first."""
+        call = self._call
+        layers = {i: call.cache.layers[i] for i in self._layers}
+        if not layers[self._layers[0]].planned or self._long_turn():
+            self._report(settle(layers, self.policy, len(self._attentions)))
         elif self.policy.while_decoding:
             for layer in layers.values():
                 if layer.budget is not None and layer.held >= layer.budget.slots + self.policy.evict_every:
                     evict_layer(layer, self.policy)
-        self._projected.clear()
-        self._cache = None  # the cache is the caller's: do not keep it alive
+        self._bind(layers)
+        call.cache = None  # the cache is the caller's: do not keep it alive
+
+    def _long_turn(self) -> bool:
+        """Whether this call brings a turn whose share of the sequence counts, not a step of decoding."""
+        return self._call.count > (1 if self.policy.while_decoding else self.policy.signal.window)
+
+    def _bind(self, layers: dict[int, TrackedLayer]) -> None:
+        """A cache that transformers alone would mask wrongly may not be continued without this attachment."""
+        alike = len({layer.held for layer in layers.values()}) == 1 and len(layers) == len(self._attentions)
+        for layer in layers.values():
+            if layer.croppable == 0 and not (alike and layer.real is None):
+                layer.need("cache", repr(self.policy))
 
 
-def _step_scores(queries: Tensor, layer: TrackedLayer, facts: AttentionFacts) -> Tensor:
+def _step_scores(queries: Tensor, layer: TrackedLayer, rule: LogitRule) -> Tensor:
     """[B,Hkv,T]: what the newest queries add to every slot, averaged over the query heads of a key head."""
-    keys, scale, cap = layer.stored[0], facts.scale, facts.soft_cap
+    keys = layer.stored[0]
     if queries.shape[2] == 1:
-        return decode_row(queries, keys, scale=scale, mask=layer.real, soft_cap=cap).mean(dim=2)
-    return column_sums(queries, keys, scale=scale, mask=layer.real, soft_cap=cap, reduce="mean")
+        return decode_row(queries, keys, mask=layer.real, **vars(rule)).mean(dim=2)
+    return column_sums(queries, keys, mask=layer.real, reduce="mean", **vars(rule))
 
 
 def _add(layer: TrackedLayer, sums: Tensor) -> None:
@@ -289,9 +315,8 @@ def _add(layer: TrackedLayer, sums: Tensor) -> None:
 
 
 def _backend(model: nn.Module, attention: nn.Module) -> str:
-    config: Any = attention.config
-    backend = str(config._attn_implementation)
-    if backend in _MASKED_BACKENDS or "flash" in backend:
+    backend = implementation_of(attention)
+    if backend in MASKED_BACKENDS or "flash" in backend:
         return backend
     raise UnsupportedModelError.of(model, SUPPORTED, reason=f"attention implementation {backend!r}; use sdpa, eager or flash")
 
@@ -314,8 +339,9 @@ def compress_cache(
         UnsupportedModelError: the model, its attention implementation or its cache layers cannot be compressed.
         RuntimeError: something is attached to `model` already.
     """
+    model = unwrapped(model)
     layers = full_attention_indices(model, on_sliding=on_sliding)
     session = CacheSession(model, policy, layers, report)
-    with attached(model, owner=type(policy).__name__) as hooks:
+    with attached(model, owner=type(policy).__name__, kind="cache") as hooks:
         session.wire(model, hooks)
         yield session

@@ -1,7 +1,8 @@
 """Vision-language models: signals of visual tokens, prompts without the ones that were not chosen."""
 
 from tokenry.hosts.vlm.kept_columns import KeptColumns
-from tokenry.hosts.vlm.prompt import Positions, VisualTokens, prune_prompt
+from tokenry.hosts.vlm.prompt import Positions, prune_prompt
+from tokenry.hosts.vlm.request import VisualTokens
 from tokenry.hosts.vlm.signals import Signals
 from tokenry.hosts.vlm.stage import BlockView, DecoderStage
 from tokenry.hosts.vlm.weights import weigh_visual_tokens

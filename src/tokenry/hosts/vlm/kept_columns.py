@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenry.hosts.cache import as_layer_mask
+
 
 @dataclass(frozen=True)
 class KeptColumns:
@@ -91,31 +93,9 @@ class KeptColumns:
         alone = torch.eye(width, dtype=torch.bool, device=self.mask.device) & ~self.mask[:, None, :, None]
         return as_layer_mask((visible & self.mask[:, None, None, :]) | alone, implementation, dtype)
 
-    def decode_mask(
-        self, attention_mask: Tensor | None, queries: int, new: int, implementation: str, dtype: torch.dtype
-    ) -> Tensor | None:
-        """Attention mask of a decoder layer for `queries` new tokens after this prefill, `new` tokens generated in all."""
-        after = torch.ones(self.mask.shape[0], new, dtype=torch.bool, device=self.mask.device)
-        slots = torch.cat([self.mask, after], dim=1)
-        if implementation.startswith("flash"):
-            return slots.long() if self.padded else None
-        if not self.padded and (attention_mask is None or queries == 1):
-            return None
-        visible = slots[:, None, None, :].expand(-1, 1, queries, -1)
-        total = slots.shape[1]
-        causal = torch.ones(queries, total, dtype=torch.bool, device=slots.device).tril(total - queries)
-        return as_layer_mask(visible & causal, implementation, dtype)
-
 
 def _visible(attention_mask: Tensor) -> Tensor:
     return attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
-
-
-def as_layer_mask(visible: Tensor, implementation: str, dtype: torch.dtype) -> Tensor:
-    """A bool mask as the attention implementation wants it: bool for SDPA, 0 / lowest float for eager."""
-    if implementation == "eager":
-        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
-    return visible
 
 
 def row_mask(attention_mask: Any, like: Tensor) -> Tensor:
@@ -130,3 +110,17 @@ def row_mask(attention_mask: Any, like: Tensor) -> Tensor:
         kind = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
         raise ValueError(f"attention_mask must be the 2-D padding mask [B, S] while a pruner is attached, got {kind}")
     return attention_mask.bool()
+
+
+def spread_output(output: Any, layout: KeptColumns | None, stage: KeptColumns | None) -> Any:
+    """A model output with as many columns as the caller gave: hidden states of `layout`, and of `stage` within it."""
+
+    def whole(hidden: Tensor) -> Tensor:
+        if stage is not None and hidden.shape[1] == stage.width:
+            hidden = stage.spread(hidden)
+        return hidden if layout is None else layout.spread(hidden)
+
+    output.last_hidden_state = whole(output.last_hidden_state)
+    if getattr(output, "hidden_states", None) is not None:
+        output.hidden_states = tuple(whole(hidden) for hidden in output.hidden_states)
+    return output

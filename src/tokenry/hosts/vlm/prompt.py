@@ -7,24 +7,26 @@ between the two, so ``generate`` and ``forward`` are called as without a pruner 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_choice
+from tokenry.core.precision import no_autocast
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
+from tokenry.hosts.cache import ShortenedPast, TrackedLayer, TrackedSlidingLayer, tracked
 from tokenry.hosts.release import CACHE, cache_in, cache_of, check_takes_cache, release
-from tokenry.hosts.vlm.kept_columns import KeptColumns, row_mask
-from tokenry.hosts.vlm.signals import Described, SignalCapture, Signals
+from tokenry.hosts.vlm.kept_columns import KeptColumns, row_mask, spread_output
+from tokenry.hosts.vlm.request import Chooser, ChunkedChoice, Request, VisualTokens
+from tokenry.hosts.vlm.signals import SignalCapture, Signals
 from tokenry.hosts.vlm.stage import DecoderStage, StageHooks
+from tokenry.hosts.wrappers import unwrapped
 
 SUPPORTED = (
     "LlavaForConditionalGeneration",
@@ -32,52 +34,6 @@ SUPPORTED = (
     "Qwen2_5_VLForConditionalGeneration",
 )
 Positions = Literal["reindex", "gather"]
-
-
-@dataclass(frozen=True)
-class VisualTokens:
-    """The visual tokens of one image, as the language model would read them.
-
-    Attributes:
-        image: running number of the image within this forward.
-        row: batch row whose prompt holds it.
-        features: [n,D] after the projector.
-        prunable: [n] bool; False = separator (``image_newline``), always kept and outside the budget.
-        signals: per-token scores [n] that were asked for, such as ``"cls_attention"``.
-        crop: [n] crop number, 0 = whole image or thumbnail; -1 on separators.
-        grid: (rows, columns) if the tokens form one grid in raster order.
-    """
-
-    image: int
-    row: int
-    features: Tensor
-    prunable: Tensor
-    signals: Mapping[str, Tensor]
-    crop: Tensor
-    grid: tuple[int, int] | None
-
-
-Chooser = Callable[[Sequence[VisualTokens]], Sequence[Tensor]]
-"""All images of a forward -> per image the ascending indices [K] to keep (separators included)."""
-
-
-@dataclass
-class _Prompt:
-    """What happened to the prompt that a cache holds."""
-
-    layout: KeptColumns | None
-    real: Tensor
-    next_position: Tensor
-    stage: Any = None
-
-
-@dataclass
-class _Request:
-    """The forward in flight."""
-
-    input_ids: Tensor | None = None
-    features: Sequence[Tensor] | None = None
-    prompt: _Prompt | None = None
 
 
 @contextmanager
@@ -106,193 +62,269 @@ def prune_prompt(
         RuntimeError: something is attached to the model already.
     """
     check_choice("positions", positions, ("reindex", "gather"))
+    model = unwrapped(model)
     if type(model).__name__ not in SUPPORTED:
         raise UnsupportedModelError.of(model, SUPPORTED)
     check_takes_cache(model.model.language_model)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-    with attached(model, owner) as hooks:
-        _PromptPruner(model, hooks, choose, signals or Signals(), positions, stage)
+    with attached(model, owner, kind="visual") as hooks:
+        _PromptPruner(model, hooks, owner, choose, signals or Signals(), positions, stage)
         yield
 
 
 class _PromptPruner:
-    """The hooks of one attachment and the prompts whose caches are alive."""
+    """The hooks of one attachment. What a cache went through is written on its layers (`ShortenedPast`)."""
 
     def __init__(
         self,
         model: Any,
         hooks: Hooks,
+        owner: str,
         choose: Chooser,
         signals: Signals,
         positions: Positions,
         stage: DecoderStage | None,
     ) -> None:
         self.model, self.inner, self.language = model, model.model, model.model.language_model
-        self.choose, self.positions = choose, positions
-        self.request = _Request()
-        self.prompts: WeakKeyDictionary[Any, _Prompt] = WeakKeyDictionary()
+        self.owner, self.choose, self.positions = owner, choose, positions
+        self.request = Request()
         self.signals = SignalCapture(hooks, self.inner, signals)
         self.stage = None if stage is None else StageHooks(hooks, self.language, stage)
         self.encode = self.inner.get_image_features
-        self.encoded: list[tuple[Tensor, Described]] = []
         # `generate` reads the signature to know which arguments belong to the encoder.
         hooks.patch(
             self.inner, "get_image_features", wraps(self.encode)(lambda *args, **kwargs: self._observe(*args, **kwargs))
         )
+        hooks.patch(model, "_prefill", self._prefilling(model._prefill))
+        hooks.patch(model, "_validate_generation_mode", self._checking(model._validate_generation_mode))
         hooks.forward_pre(self.inner, self._before_model)
         hooks.forward(self.inner, self._after_model)
-        hooks.forward_pre(self.language, self._before_language)
+        # First of all hooks, so that whoever else watches the language model sees the shortened prompt.
+        hooks.forward_pre(self.language, self._before_language, prepend=True)
         hooks.forward(self.language, self._after_language)
+
+    # ---- generate --------------------------------------------------------------------------------------------------
+
+    def _checking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def validate(mode: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.stage is not None and config.use_cache is False:
+                raise ValueError(
+                    f"use_cache must be True while {self.owner} is attached, got False: it decides once, in the prompt, and "
+                    "without a cache every step would be a prompt"
+                )
+            return original(mode, config, *args, **kwargs)
+
+        return validate
+
+    def _prefilling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Choose for the whole prompt before the first chunk of it runs."""
+
+        def prefill(input_ids: Tensor, config: Any, arguments: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            given = (arguments.get("mm_encoder_outputs") or {}).get("image")
+            if getattr(config, "prefill_chunk_size", None) is None or given is None:
+                return original(input_ids, config, arguments, *args, **kwargs)
+            if self.stage is not None:
+                raise ValueError(
+                    f"prefill_chunk_size must be None while {self.owner} is attached, got {config.prefill_chunk_size}: it "
+                    "decides from the whole prompt"
+                )
+            cache = cache_in(arguments)
+            start = 0 if cache is None else cache.get_seq_length()
+            self.request.begin(input_ids[:, start:] if start < input_ids.shape[1] else input_ids)
+            self.request.features = given.pooler_output
+            keep, visual = self._decided(None)
+            self.request.choice = ChunkedChoice(keep, visual, start)
+            try:
+                return original(input_ids, config, arguments, *args, **kwargs)
+            finally:
+                self.request.choice = None
+
+        return prefill
+
+    # ---- one forward pass ------------------------------------------------------------------------------------------
 
     def _observe(self, *args: Any, **kwargs: Any) -> Any:
         self.signals.clear()
         output = self.encode(*args, **kwargs)
         bound = signature(self.encode).bind(*args, **kwargs).arguments
         features = list(output.pooler_output)
-        self.encoded = list(zip(features, self.signals.describe(features, bound.get("image_grid_thw")), strict=True))
+        described = self.signals.describe(features, bound.get("image_grid_thw"))
+        self.request.encoded = list(zip(features, described, strict=True))
         self.request.features = features
         return output
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("pixel_values_videos") is not None:
+        given = kwargs.get("mm_encoder_outputs") or {}
+        if kwargs.get("pixel_values_videos") is not None or given.get("video") is not None:
             raise ValueError("pixel_values_videos: videos are not pruned; pass images, or leave the pruner's `with` block")
-        self.request = _Request(input_ids=kwargs.get("input_ids", args[0] if args else None))
-        given = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if given is not None:
-            self.request.features = given.pooler_output
+        self.request.begin(kwargs.get("input_ids", args[0] if args else None))
+        if given.get("image") is not None:
+            self.request.features = given["image"].pooler_output
 
     def _after_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        self.request = _Request()
+        self.request.begin(None)
 
     def _before_language(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
-        cache = cache_in(kwargs)
+        cache, request = cache_in(kwargs), self.request
         if getattr(cache, "is_compileable", False):
             raise ValueError(f"{CACHE}: a static cache cannot hold a shortened prompt; use the default dynamic cache")
-        known = self.prompts.get(cache) if cache is not None else None
-        past = 0 if cache is None else cache.get_seq_length()
-        if self.request.features is not None:
-            if past:
-                raise ValueError("pixel_values: new images cannot join a cache that already holds a prompt; start a new one")
-            return args, self._prefill(kwargs)
-        if known is not None and past:
-            return args, self._decode(kwargs, known, past)
-        return None
-
-    def _prefill(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        layers: list[Any] = [] if cache is None else cache.layers
+        for layer in layers:
+            if isinstance(layer, (TrackedLayer, TrackedSlidingLayer)):
+                layer.arm("visual")
+        past: ShortenedPast | None = getattr(layers[0], "past", None) if layers else None
+        request.seen = 0 if cache is None or not layers else cache.get_seq_length()
         embeds: Tensor = kwargs["inputs_embeds"]
-        real = row_mask(kwargs.get("attention_mask"), embeds)
-        keep = torch.ones_like(real)
-        visual = torch.zeros_like(real)
-        places = self._places()
-        images = self._images(embeds, places)
-        for (row, columns), kept in zip(places, self.choose(images), strict=True):
-            dropped = torch.ones(len(columns), dtype=torch.bool, device=real.device).index_fill_(0, kept, False)
-            keep[row, columns[dropped]] = False
-            visual[row, columns] = True
-        positions = kwargs.get("position_ids")
-        prompt = _Prompt(None, real, self._next_position(real, positions))
+        request.columns = embeds.shape[1]
+        if past is not None and len(past.dropped) != len(embeds):
+            raise ValueError(f"the batch has {len(embeds)} rows, the pruned prompt in its cache has {len(past.dropped)}")
+        if request.features is None and request.choice is None:
+            if request.input_ids is None and request.seen == 0:
+                raise ValueError(
+                    "inputs_embeds: the visual tokens of a prompt that is embedded already cannot be told; pass input_ids and "
+                    f"pixel_values while {self.owner} is attached"
+                )
+            return None if past is None else (args, self._feed(kwargs, None, past))
+        if self.stage is not None and request.seen:
+            raise ValueError(
+                f"pixel_values: new images cannot join a cache that already holds a prompt while {self.owner} is attached, "
+                "which decides from the whole prompt; start a new one"
+            )
+        keep, visual = self._chosen(embeds)
+        real = self._new_tokens(kwargs)
         layout = KeptColumns.of(real, keep)
-        if layout.width < real.shape[1] or not bool(keep.all()):
-            prompt.layout = layout
-            kwargs = dict(kwargs)
-            kwargs["inputs_embeds"] = layout.take(embeds)
-            kwargs["attention_mask"] = layout.mask.long()
-            kwargs["position_ids"] = self._prompt_positions(positions, layout, embeds.device)
-            real, visual = layout.mask, layout.take(visual) & layout.mask
+        if layout.width == real.shape[1] and bool(keep.all()):
+            if self.stage is not None:
+                self.stage.begin(real, visual & real)
+            return None if past is None else (args, self._feed(kwargs, None, past))
+        kwargs = self._feed(kwargs, layout, past or self._plain_past(kwargs))
         if self.stage is not None:
-            prompt.stage = self.stage.begin(real, visual)
-        self.request.prompt = prompt
+            self.stage.begin(layout.mask, layout.take(visual) & layout.mask)
+        return args, kwargs
+
+    def _chosen(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """`keep` and `visual` [B,q] of this forward's columns."""
+        choice = self.request.choice
+        if choice is None:
+            return self._decided(embeds)
+        here = slice(self.request.seen - choice.start, self.request.seen - choice.start + embeds.shape[1])
+        return choice.keep[:, here], choice.visual[:, here]
+
+    def _decided(self, embeds: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`keep` and `visual` over the columns of the request; the tokens are read from `embeds`, else from the features."""
+        request = self.request
+        places = request.places(self.model.config.image_token_id)
+        images = []
+        for i, (features, (row, columns)) in enumerate(zip(request.features or (), places, strict=True)):
+            d = request.described(features) or self.signals.unobserved(features)
+            tokens = features.detach() if embeds is None else embeds[row, columns].detach()
+            images.append(VisualTokens(i, row, tokens, d.prunable, d.signals, d.crop, d.grid))
+        ids = request.input_ids
+        assert ids is not None
+        keep = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
+        visual = torch.zeros_like(keep)
+        with no_autocast():
+            chosen = self.choose(images)
+        for (row, columns), kept in zip(places, chosen, strict=True):
+            keep[row, columns] = False
+            keep[row, columns[kept]] = True
+            visual[row, columns] = True
+        return keep, visual
+
+    def _new_tokens(self, kwargs: dict[str, Any]) -> Tensor:
+        """[B,q] bool, which of this forward's columns are real."""
+        embeds = kwargs["inputs_embeds"]
+        return row_mask(kwargs.get("attention_mask"), embeds)[:, -embeds.shape[1] :]
+
+    def _plain_past(self, kwargs: dict[str, Any]) -> ShortenedPast:
+        """The columns that a cache holds from before anything was taken out."""
+        embeds, seen = kwargs["inputs_embeds"], self.request.seen
+        mask = kwargs.get("attention_mask")
+        real = torch.ones(len(embeds), seen, dtype=torch.bool, device=embeds.device)
+        if mask is not None and seen:
+            real = mask[:, :seen].bool()
+        zero = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device)
+        return ShortenedPast(real, zero, zero + seen)
+
+    def _feed(self, kwargs: dict[str, Any], layout: KeptColumns | None, past: ShortenedPast) -> dict[str, Any]:
+        """Arguments of the language model for the columns of `layout` (None = all of them) after `past`."""
+        embeds, kwargs = kwargs["inputs_embeds"], dict(kwargs)
+        new = self._new_tokens(kwargs) if layout is None else layout.mask
+        if self.stage is not None:
+            self.stage.state.fresh = None if bool(new.all()) else new
+        fed = torch.cat((past.real, new), dim=1)
+        unfed = self.request.seen - past.real.shape[1]
+        kwargs["attention_mask"] = nn.functional.pad(fed.long(), (unfed, 0))
+        kwargs["position_ids"] = self._feed_positions(kwargs.get("position_ids"), layout, new, past)
+        dropped = past.dropped
+        if layout is not None:
+            kwargs["inputs_embeds"] = layout.take(embeds)
+            dropped = dropped + layout.dropped
+        self.request.layout = layout
+        self.request.after = ShortenedPast(fed, dropped, self._next_position(kwargs, past, embeds.shape[1]))
         return kwargs
 
-    def _decode(self, kwargs: dict[str, Any], prompt: _Prompt, past: int) -> dict[str, Any]:
-        embeds: Tensor = kwargs["inputs_embeds"]
-        if embeds.shape[0] != prompt.real.shape[0]:
-            raise ValueError(f"the batch has {embeds.shape[0]} rows, the pruned prompt in its cache has {prompt.real.shape[0]}")
-        layout, kwargs = prompt.layout, dict(kwargs)
-        width = prompt.real.shape[1] if layout is None else layout.width
-        new = past - width + embeds.shape[1]
-        if self.stage is not None:
-            self.stage.resume(prompt.stage, new)
-        self.request.prompt = prompt
-        if layout is None:
-            return kwargs
-        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        after = torch.ones(embeds.shape[0], new, dtype=torch.long, device=embeds.device)
-        if mask is not None:
-            after = row_mask(mask, embeds)[:, prompt.real.shape[1] :].long()
-        kwargs["attention_mask"] = torch.cat([layout.mask.long(), after], dim=1)
-        if positions is None:
-            start = layout.mask.sum(dim=1) if self.positions == "reindex" else prompt.next_position
-            step = torch.arange(new - embeds.shape[1], new, device=embeds.device)
-            kwargs["position_ids"] = start.unsqueeze(1) + step
-        elif positions.dim() == 2:
-            kwargs["position_ids"] = positions - (layout.dropped.unsqueeze(1) if self.positions == "reindex" else 0)
-        elif positions.shape[0] == 4:
+    def _feed_positions(self, given: Tensor | None, layout: KeptColumns | None, new: Tensor, past: ShortenedPast) -> Any:
+        counted = past.real.sum(dim=1, keepdim=True) + (new.long().cumsum(dim=1) - 1).clamp(min=0)
+        if given is not None and given.dim() == 3:
+            planes = given if layout is None else torch.stack([layout.take(plane) for plane in given])
             # The first of Qwen's four rows counts text slots; the other three are 3-D positions and stay.
-            kwargs["position_ids"] = torch.cat([positions[:1] - layout.dropped[None, :, None], positions[1:]])
-        return kwargs
+            return torch.cat([counted[None], planes[1:]]) if len(planes) == 4 else planes
+        if self.positions == "reindex":
+            return counted
+        if given is None:
+            step = torch.arange(self.request.columns, device=new.device)
+            given = past.next_position.unsqueeze(1) + step
+        return given if layout is None else layout.take(given)
+
+    def _next_position(self, given: dict[str, Any], past: ShortenedPast, columns: int) -> Tensor:
+        positions = given.get("position_ids")
+        if self.positions == "gather" and positions is not None and positions.dim() == 2:
+            return positions[:, -1].expand(len(past.dropped)) + 1
+        return past.next_position + columns
 
     def _after_language(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        prompt = self.request.prompt
-        if prompt is None:
+        request = self.request
+        stage = None if self.stage is None else self.stage.take_layout()
+        if request.after is None and stage is None:
             return None
         cache = cache_of(output)
         if cache is not None:
-            self.prompts[cache] = prompt
+            self._write(cache, kwargs, stage)
         elif cache_in(kwargs) is not None:
             raise UnsupportedModelError(f"{type(module).__name__} was given a cache and returned none; this is {release()}")
-        if self.request.features is None:
+        layout = request.layout
+        if layout is None and stage is None:
             return None
-        hidden = output.last_hidden_state
-        if self.stage is not None:
-            hidden = self.stage.spread(hidden)
-        if prompt.layout is not None:
-            hidden = prompt.layout.spread(hidden)
-        output.last_hidden_state = hidden
-        return output
+        return spread_output(output, layout, stage)
 
-    def _places(self) -> list[tuple[int, Tensor]]:
-        """Batch row and columns of every image's placeholders."""
-        ids, features = self.request.input_ids, self.request.features
-        assert features is not None
-        if ids is None:
-            raise ValueError("input_ids must be given with the images while a pruner is attached (not inputs_embeds)")
-        rows, columns = (ids == self.model.config.image_token_id).nonzero(as_tuple=True)
-        counts = [len(f) for f in features]
-        if sum(counts) != len(rows):
-            raise ValueError(f"input_ids hold {len(rows)} image placeholders for {sum(counts)} image features")
-        places = []
-        for row, column in zip(rows.split(counts), columns.split(counts), strict=True):
-            if bool((row != row[0]).any()):
-                raise ValueError("input_ids: the placeholders of one image are spread over two rows")
-            places.append((int(row[0]), column))
-        return places
+    def _write(self, cache: Any, kwargs: dict[str, Any], stage: KeptColumns | None) -> None:
+        """Note on the cache's layers what they did not see, and what is needed to go on."""
+        request = self.request
+        after = request.after or self._unshortened(kwargs)
+        seen = request.seen + request.columns
+        new = after.real[:, after.real.shape[1] - kwargs["inputs_embeds"].shape[1] :]
+        dropped_now = request.layout is not None or stage is not None
+        late = self.stage.stage.layer + 1 if self.stage is not None and stage is not None else len(cache.layers)
+        for i, plain in enumerate(cache.layers):
+            layer = cache.layers[i] = tracked(plain)
+            layer.past = after
+            layer.unfed = seen - (layer.seen - layer.unfed)
+            if isinstance(layer, TrackedLayer):
+                fresh = new if i < late or stage is None else stage.mask
+                if layer.policy is None:
+                    layer.append_real(None if bool(fresh.all()) else fresh, len(fresh), fresh.shape[1])
+                if dropped_now:
+                    layer.lost()
+            if self._only_here(after, kwargs, stage):
+                layer.need("visual", self.owner)
 
-    def _images(self, embeds: Tensor, places: list[tuple[int, Tensor]]) -> list[VisualTokens]:
-        assert self.request.features is not None
-        described = [self._described(features) for features in self.request.features]
-        return [
-            VisualTokens(i, row, embeds[row, columns].detach(), d.prunable, d.signals, d.crop, d.grid)
-            for i, ((row, columns), d) in enumerate(zip(places, described, strict=True))
-        ]
+    def _unshortened(self, kwargs: dict[str, Any]) -> ShortenedPast:
+        past = self._plain_past(kwargs)
+        real = torch.cat((past.real, self._new_tokens(kwargs)), dim=1)
+        return ShortenedPast(real, past.dropped, past.next_position + self.request.columns)
 
-    def _described(self, features: Tensor) -> Described:
-        """What the encoder's run said about these features; `generate` may have encoded earlier and copied them since."""
-        for known, described in self.encoded:
-            if known is features or (known.shape == features.shape and torch.equal(known, features)):
-                return described
-        return self.signals.unobserved(features)
-
-    def _next_position(self, real: Tensor, positions: Tensor | None) -> Tensor:
-        if positions is not None and positions.dim() == 2:
-            return positions[:, -1].expand(real.shape[0]) + 1
-        return torch.full((real.shape[0],), real.shape[1], device=real.device)
-
-    def _prompt_positions(self, positions: Tensor | None, layout: KeptColumns, device: torch.device) -> Tensor:
-        if positions is not None and positions.dim() == 3:
-            planes = torch.stack([layout.take(plane) for plane in positions])
-            return torch.cat([layout.counted()[None], planes[1:]]) if len(planes) == 4 else planes
-        if self.positions == "reindex":
-            return layout.counted()
-        if positions is None:
-            positions = torch.arange(layout.latest.shape[1], device=device).unsqueeze(0)
-        return layout.take(positions)
+    def _only_here(self, after: ShortenedPast, kwargs: dict[str, Any], stage: KeptColumns | None) -> bool:
+        """Whether transformers alone would go on with other positions or another mask."""
+        given = kwargs.get("position_ids")
+        shifted = self.positions == "reindex" and (given is None or given.dim() == 2) and bool(after.dropped.any())
+        return shifted or stage is not None or not bool(after.real.all())

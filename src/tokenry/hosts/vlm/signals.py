@@ -6,6 +6,7 @@ image into one sequence with separators, Qwen2.5-VL runs its projector in window
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
@@ -54,17 +55,25 @@ class Described:
     grid: tuple[int, int] | None
 
 
+class _Own(threading.local):
+    """What one thread's encoder run has left so far."""
+
+    packed: list[Tensor] | None = None
+    probing = False
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.packed_shapes: list[tuple[int, int]] = []
+
+
 class SignalCapture:
     """Computes the requested scores during the encoder's forward and hands them out in the language model's order."""
 
     def __init__(self, hooks: Hooks, inner: Any, wanted: Signals) -> None:
         self.inner, self.wanted = inner, wanted
-        self.values: dict[str, Tensor] = {}
-        self.packed: list[Tensor] | None = None
-        self.packed_shapes: list[tuple[int, int]] = []
+        self.own = _Own()
         self.merge = hasattr(inner, "visual")
         self.row: ClsAttention | None = None
-        self.probing = False
         if wanted.cls_attention:
             if self.merge:
                 raise UnsupportedModelError.of(inner, ("models with a CLIP tower",), reason="its tower has no CLS token")
@@ -77,17 +86,17 @@ class SignalCapture:
 
     def clear(self) -> None:
         """Forget the last forward."""
-        self.values, self.packed = {}, None
+        self.own.values, self.own.packed = {}, None
 
     def describe(self, features: Sequence[Tensor], grid_thw: Tensor | None) -> list[Described]:
         """What the encoder's last run said about the tokens of each image, in the language model's order."""
-        names = list(self.values)
-        if self.packed is not None:
+        names = list(self.own.values)
+        if self.own.packed is not None:
             return self._describe_packed(names)
         if self.merge and names:
             self._to_raster(grid_thw)
         counts = [len(f) for f in features]
-        flat = {name: self.values[name].reshape(-1).split(counts) for name in names}
+        flat = {name: self.own.values[name].reshape(-1).split(counts) for name in names}
         return [
             Described(
                 torch.ones(n, dtype=torch.bool, device=f.device),
@@ -123,21 +132,21 @@ class SignalCapture:
 
     @torch.no_grad()
     def _at_projector(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
-        if self.probing:
+        if self.own.probing:
             return
         x: Tensor = args[0].detach() if args else next(iter(kwargs.values())).detach()
         projector = TokenwiseProjector(module)
         if self.merge:
             projector = TokenwiseProjector(module, x.shape[-1])
             x = x.reshape(1, -1, self.inner.visual.spatial_merge_size**2 * x.shape[-1])
-        self.probing = True
+        self.own.probing = True
         try:
             for name, score in self.wanted.projector.items():
-                self.values[name] = score(projector, x).float()
+                self.own.values[name] = score(projector, x).float()
         finally:
-            self.probing = False
+            self.own.probing = False
         if self.row is not None:
-            self.values["cls_attention"] = self.row.attention.mean(dim=1)
+            self.own.values["cls_attention"] = self.row.attention.mean(dim=1)
 
     def _to_raster(self, grid_thw: Tensor | None) -> None:
         from transformers.vision_utils import get_vision_window_index
@@ -150,11 +159,11 @@ class SignalCapture:
             patch_size=visual.patch_size,
         )
         order = torch.argsort(window)
-        self.values = {name: value.reshape(-1)[order.to(value.device)] for name, value in self.values.items()}
+        self.own.values = {name: value.reshape(-1)[order.to(value.device)] for name, value in self.own.values.items()}
 
     def _at_packing(self, pack: Callable[..., Any], image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
         """Send crop numbers and scores through the same view, un-padding and resizing as the features."""
-        names = list(self.values)
+        names = list(self.own.values)
         tables, start, shapes = [], 0, []
         for features, size in zip(image_features, image_sizes, strict=True):
             crops, tokens = features.shape[:2]
@@ -165,7 +174,7 @@ class SignalCapture:
             base[..., 1] = torch.div(number, columns, rounding_mode="floor").unsqueeze(1)
             base[..., 2] = (number % columns).unsqueeze(1)
             base[0, :, 3] = 1.0
-            scores = [self.values[name][start : start + crops].unsqueeze(-1) for name in names]
+            scores = [self.own.values[name][start : start + crops].unsqueeze(-1) for name in names]
             tables.append(torch.cat([base, *scores], dim=-1))
             shapes.append((crops, columns))
             start += crops
@@ -173,8 +182,8 @@ class SignalCapture:
         if plain.get("image_newline") is not None:
             plain["image_newline"] = torch.zeros(4 + len(names), device=tables[0].device)
         packed: Any = pack(tables, image_sizes, *args, **plain)
-        self.packed = packed[0]
-        self.packed_shapes = shapes
+        self.own.packed = packed[0]
+        self.own.packed_shapes = shapes
         return pack(image_features, image_sizes, *args, **kwargs)
 
     def _tile_columns(self, size: Any) -> int:
@@ -184,9 +193,9 @@ class SignalCapture:
         return get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)[1]
 
     def _describe_packed(self, names: Sequence[str]) -> list[Described]:
-        assert self.packed is not None
+        assert self.own.packed is not None
         described = []
-        for table, (crops, columns) in zip(self.packed, self.packed_shapes, strict=True):
+        for table, (crops, columns) in zip(self.own.packed, self.own.packed_shapes, strict=True):
             token = table[:, 0] > 0.5
             tile = 1 + table[:, 1].round().long() * columns + table[:, 2].round().long()
             crop = torch.where(table[:, 3] > 0.5, 0, tile).masked_fill(~token, -1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tokenry.core.precision import no_autocast
 from tokenry.hosts.attach import Hooks
-from tokenry.hosts.decoder import queries_keys
+from tokenry.hosts.attention import LogitRule, Observed, observe
+from tokenry.hosts.cache import TrackedLayer, slot_mask
+from tokenry.hosts.release import cache_in
 from tokenry.hosts.vlm.kept_columns import KeptColumns
 
 
@@ -20,14 +25,14 @@ class BlockView:
     Attributes:
         query: [B,Hq,T,d] rotated queries.
         key: [B,Hkv,T,d] rotated keys.
-        scale: factor of the logits.
+        rule: how the block makes its logits.
         real: [B,T] bool, False = padding.
         visual: [B,T] bool, the visual tokens still there, separators included.
     """
 
     query: Tensor
     key: Tensor
-    scale: float
+    rule: LogitRule
     real: Tensor
     visual: Tensor
 
@@ -40,18 +45,22 @@ class DecoderStage:
     decide: Callable[[BlockView], Tensor]
 
 
-@dataclass
-class StageState:
-    """Decision about one prompt; `layout` is None until it is made, or when it keeps everything."""
+class StageState(threading.local):
+    """Decision about the prompt in flight; `layout` is None until it is made, or when it keeps everything."""
 
-    real: Tensor
-    visual: Tensor
+    real: Tensor | None = None
+    visual: Tensor | None = None
     layout: KeptColumns | None = None
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: Any = None
     mask: Tensor | None = None
-    mask_known: bool = False
-    prefill: bool = True
-    new: int = 0
+    mask_known = False
+    fresh: Tensor | None = None
+
+    def begin(self, real: Tensor | None, visual: Tensor | None) -> None:
+        """A new prompt; None = no prompt."""
+        self.real, self.visual = real, visual
+        self.layout = self.rotary = self.mask = None
+        self.mask_known = False
 
 
 class StageHooks:
@@ -64,64 +73,65 @@ class StageHooks:
                 f"layer must be in [0, {len(blocks) - 2}] for a decoder of {len(blocks)} blocks, got {stage.layer}"
             )
         self.stage, self.config = stage, language.config
-        self.state: StageState | None = None
-        hooks.forward_pre(blocks[stage.layer].self_attn, self._at_decision)
+        self.state = StageState()
+        observe(hooks, blocks[stage.layer].self_attn, self._at_decision)
         for number in range(stage.layer + 1, len(blocks)):
-            hooks.forward_pre(blocks[number], self._first if number == stage.layer + 1 else self._later)
+            hooks.forward_pre(blocks[number], self._entering(number))
 
-    def begin(self, real: Tensor, visual: Tensor) -> StageState:
+    def begin(self, real: Tensor, visual: Tensor) -> None:
         """Start a prompt whose slots are `real` [B,T], with visual tokens at `visual` [B,T]."""
-        self.state = StageState(real, visual)
-        return self.state
+        self.state.begin(real, visual)
 
-    def resume(self, state: StageState | None, new: int) -> None:
-        """Continue a prompt with `new` tokens after it, the ones of this step included."""
-        self.state = state
-        if state is not None:
-            state.prefill, state.new = False, new
-            state.rotary = None
+    def take_layout(self) -> KeptColumns | None:
+        """What was decided in the forward that ends now; the next one starts without a prompt."""
+        layout = self.state.layout
+        self.state.begin(None, None)
+        return layout
 
-    def spread(self, hidden: Tensor) -> Tensor:
-        """Hidden states of the last block back to the columns before the decision."""
-        layout = None if self.state is None else self.state.layout
-        return hidden if layout is None else layout.spread(hidden)
-
-    def _at_decision(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _at_decision(self, seen: Observed) -> None:
         state = self.state
-        if state is None or not state.prefill or not bool(state.visual.any()):
+        if state.real is None or state.visual is None or not bool(state.visual.any()):
             return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        query, key = queries_keys(module, hidden, kwargs["position_embeddings"])
-        keep = self.stage.decide(BlockView(query, key, float(module.scaling), state.real, state.visual))  # pyright: ignore
+        with no_autocast():
+            keep = self.stage.decide(BlockView(seen.query, seen.key, seen.rule, state.real, state.visual))
         keep = keep | ~state.visual
         if not bool((keep | ~state.real).all()):
             state.layout = KeptColumns.of(state.real, keep)
 
-    def _first(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
-        state = self.state
-        if state is not None and state.prefill and state.layout is not None:
-            if args:
-                args = (state.layout.take(args[0]), *args[1:])
-            else:
-                kwargs = {**kwargs, "hidden_states": state.layout.take(kwargs["hidden_states"])}
-        return self._later(module, args, kwargs)
+    def _entering(self, number: int) -> Callable[..., Any]:
+        first = number == self.stage.layer + 1
 
-    def _later(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+            layout = self.state.layout
+            if layout is None:
+                return self._continue(number, args, kwargs)
+            if first and args:
+                args = (layout.take(args[0]), *args[1:])
+            elif first:
+                kwargs = {**kwargs, "hidden_states": layout.take(kwargs["hidden_states"])}
+            return args, self._shortened(layout, kwargs, (args[0] if args else kwargs["hidden_states"]).dtype)
+
+        return hook
+
+    def _shortened(self, layout: KeptColumns, kwargs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         state = self.state
-        if state is None or state.layout is None:
-            return None
-        kwargs, layout = dict(kwargs), state.layout
-        hidden = args[0] if args else kwargs["hidden_states"]
-        implementation = self.config._attn_implementation
-        given = kwargs.get("attention_mask")
-        if not state.prefill:
-            kwargs["attention_mask"] = layout.decode_mask(given, hidden.shape[1], state.new, implementation, hidden.dtype)
-            return args, kwargs
         if not state.mask_known:
-            state.mask, state.mask_known = layout.prefill_mask(given, implementation, hidden.dtype), True
+            given = kwargs.get("attention_mask")
+            state.mask, state.mask_known = layout.prefill_mask(given, self.config._attn_implementation, dtype), True
             cos, sin = kwargs["position_embeddings"]
             state.rotary = (layout.take(cos), layout.take(sin))
-        kwargs["attention_mask"], kwargs["position_embeddings"] = state.mask, state.rotary
+        kwargs = {**kwargs, "attention_mask": state.mask, "position_embeddings": state.rotary}
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = layout.take(kwargs["position_ids"])
-        return args, kwargs
+        return kwargs
+
+    def _continue(self, number: int, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        """New tokens after a prompt that was cut here: the mask of this layer's own slots."""
+        cache = cache_in(kwargs)
+        layer = cache.layers[number] if cache is not None and number < len(cache.layers) else None
+        if not isinstance(layer, TrackedLayer) or layer.past is None or layer.fed == layer.past.real.shape[1]:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        fresh = self.state.fresh
+        mask = slot_mask(hidden, layer.held, layer.real, fresh, self.config._attn_implementation, hidden.dtype)
+        return args, {**kwargs, "attention_mask": mask}

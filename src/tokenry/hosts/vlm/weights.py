@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import attached
 from tokenry.hosts.vlm.prompt import SUPPORTED
+from tokenry.hosts.wrappers import unwrapped
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """(visual tokens [B,N,D], mask [B,N] True = real) -> weights [B,N]; N is the largest number of visual tokens in a row."""
@@ -25,6 +26,7 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
         UnsupportedModelError: another model class; the message lists the supported ones.
         RuntimeError: something is attached to the model already.
     """
+    model = unwrapped(model)
     if type(model).__name__ not in SUPPORTED:
         raise UnsupportedModelError.of(model, SUPPORTED)
     inner: Any = model.model
@@ -43,7 +45,7 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
             return None
         return args, {**kwargs, "inputs_embeds": _weighed(embeds, visual, weigh)}
 
-    with attached(model, owner) as hooks:
+    with attached(model, owner, kind="visual") as hooks:
         hooks.forward_pre(inner, before_model)
         hooks.forward_pre(inner.language_model, before_language)
         yield

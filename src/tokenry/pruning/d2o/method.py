@@ -83,26 +83,28 @@ class D2O(CacheMethod):
         """Layer budgets per sequence from the density of the prompt's attention."""
         if self.is_identity:
             return [None] * len(prompt.layers)
+        self.warn_if_short(min(map(min, prompt.lengths)))
         skipped = self.skipped(prompt)
         compressed = torch.tensor([i not in skipped for i in prompt.layers])
-        ratios = self.ratios(self._densities(prompt), prompt.lengths, compressed)
+        ratios = self.ratios(self._densities(prompt), prompt.lengths[0], compressed)
         prompt.facts["ratios"] = {i: ratios[:, place].tolist() for place, i in enumerate(prompt.layers)}
-        out: list[Budget | None] = []
-        for place, _ in enumerate(prompt.layers):
-            pairs = [self._slots(n, float(ratios[row, place])) for row, n in enumerate(prompt.lengths)]
-            budget = Budget(tuple(h for h, _ in pairs), tuple(r for _, r in pairs))
-            out.append(budget if bool(compressed[place]) else None)
-        return out
+        return [
+            Budget.of(self._slots(n, float(ratios[row, place])) for row, n in enumerate(prompt.lengths[place]))
+            if bool(compressed[place])
+            else None
+            for place in range(len(prompt.layers))
+        ]
 
     def _densities(self, prompt: Prompt) -> Tensor:
-        """[B,L] float64; padding is left out of the variance."""
+        """[B,L] float64; padding is left out of the variance. A layer without scores on a later turn keeps what it had."""
         rows = []
-        for sums in prompt.scores:
-            if sums is None or self.density is None:
-                rows.append(torch.zeros(len(prompt.lengths)))
-                continue
-            own = [sums[b : b + 1, :, sums.shape[-1] - n :] for b, n in enumerate(prompt.lengths)]
-            rows.append(torch.stack([attention_density(x, self.density) for x in own]))
+        for sums, held, state in zip(prompt.scores, prompt.held, prompt.states, strict=True):
+            if self.density is None:
+                state["density"] = torch.zeros(len(held))
+            elif sums is not None:
+                own = [sums[b : b + 1, :, sums.shape[-1] - n :] for b, n in enumerate(held)]
+                state["density"] = torch.stack([attention_density(x, self.density) for x in own])
+            rows.append(state["density"])
         return torch.stack([row.double().cpu() for row in rows], dim=1)
 
     def ratios(self, density: Tensor, lengths: list[int], compressed: Tensor) -> Tensor:
@@ -141,7 +143,9 @@ class D2O(CacheMethod):
         if isinstance(self.budget, int) and length <= self.budget:
             return self.split(self.budget, length)
         heavy = floor_slots(length * ratio * self.heavy_share)
-        return at_least_one(heavy, floor_slots(length * ratio * (1.0 - self.heavy_share)))
+        recent = floor_slots(length * ratio * (1.0 - self.heavy_share))
+        least = min(self.min_slots, length)
+        return (heavy, recent) if heavy + recent >= least else self.split(least, length)
 
     def evict(self, slots: Slots, budget: Budget, state: dict[str, Any]) -> tuple[Slots, Tensor]:
         """Keep sinks, heavy hitters and recent slots per key head; merge or drop the others."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_device, check_finite, check_float, check_int, check_range, check_shape
+from tokenry.core.precision import outside_autocast
 from tokenry.core.similarity import unit_rows
 from tokenry.hosts.cache import Budget, Slots
 from tokenry.pruning.kv_method import choose_slots, take_slots
@@ -19,6 +20,7 @@ _MATCH_CHUNK = 1024  # dropped slots compared at once: memory O(chunk x kept) pe
 
 
 @torch.no_grad()
+@outside_autocast
 def compress(
     keys: Tensor,
     values: Tensor,
