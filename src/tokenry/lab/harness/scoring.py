@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tokenry.hosts.cache import compress_cache
 from tokenry.hosts.decoder import text_model
 from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning.kv_method import CacheMethod
@@ -63,7 +64,8 @@ def score_continuations(
     scores = [[Scored(0.0, True)] * len(own) for own in continuations]
     with method.attach(model) as trace:
         out = text_model(model)(input_ids=ids, attention_mask=real, position_ids=_positions(real), use_cache=True)
-        cache, rounds = cache_of(out), max(map(len, stems))
+    cache, rounds = cache_of(out), max(map(len, stems))
+    with compress_cache(model, method, on_sliding=method.on_sliding) as session, session.hold():  # read, never cut further
         for number, row in enumerate(zip_longest(*stems, fillvalue=((), ()))):
             own = deepcopy(cache) if number + 1 < rounds else cache
             tokens = [[context[-1], *stem] for context, (stem, _) in zip(contexts, row, strict=True)]
@@ -71,7 +73,7 @@ def score_continuations(
             for i, (stem, members) in enumerate(row):
                 for place in members:
                     scores[i][place] = _score(odds[i, : len(stem) + 1], continuations[i][place])
-        return ScoredBatch(scores, trace.facts["cache_bytes"], trace.facts["cache_bytes_full"])
+    return ScoredBatch(scores, trace.facts["cache_bytes"], trace.facts["cache_bytes_full"])
 
 
 def _check(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]) -> None:
