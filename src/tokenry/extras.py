@@ -13,6 +13,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "statsmodels": "statsmodels",
     },
     "search": {"faiss-cpu": "faiss"},
+    "harness": {"accelerate": "accelerate", "lm_eval": "lm_eval"},
     "training": {"accelerate": "accelerate", "datasets": "datasets", "peft": "peft", "trl": "trl"},
     "generation": {"diffusers": "diffusers"},
     "audio": {"soundfile": "soundfile"},
