@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,10 +97,12 @@ def attached(model: nn.Module, owner: str) -> Iterator[Hooks]:
     object.__setattr__(model, _OWNER, owner)
     try:
         hooks.watch()
+        _forget_compiled()
         yield hooks
     finally:
         hooks.restore()
         object.__delattr__(model, _OWNER)
+        _forget_compiled()
     if hooks.missed:
         warnings.warn(
             f"{type(model).__name__} ran while {owner} was attached, and none of its hooks was reached: nothing was changed. "
@@ -107,3 +110,9 @@ def attached(model: nn.Module, owner: str) -> Iterator[Hooks]:
             NotInForceWarning,
             stacklevel=4,
         )
+
+
+def _forget_compiled() -> None:
+    """Drop compiled code: it does not ask whether hooks came or went since it was made, and would run without them."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
