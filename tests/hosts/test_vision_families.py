@@ -317,7 +317,10 @@ def test_padded_patches_of_siglip2():
     with pytest.raises(ValueError, match="pixel_attention_mask must hide nothing"), ToMe(keep={0: 9}).attach(model):
         model(**inputs)
     inputs["pixel_attention_mask"] = None
-    with pytest.raises(ValueError, match=r"pixel_attention_mask must be given .* fewer than 36"), ToMe(keep={0: 9}).attach(model):
+    with (
+        pytest.raises(ValueError, match=r"pixel_attention_mask must be given .* fewer than 36"),
+        ToMe(keep={0: 9}).attach(model),
+    ):
         model(**inputs)
 
 

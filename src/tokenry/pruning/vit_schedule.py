@@ -47,9 +47,9 @@ class PatchPruner(ABC):
     """Keeps after block ``b`` a share ``keep[b]`` of the patches present then; other tokens always stay.
 
     Attributes:
-        keep: block (0-based) -> ratio in (0, 1] of the patches present, rounded down but at least 1, or a count, which is a cap:
-            an image with fewer patches keeps them all. Padded patches do not count. None is the schedule of EET for 12 blocks,
-            {3: 0.5, 7: 0.5, 9: 0.25}: 98, 49 and 12 of 196 patches.
+        keep: block (0-based) -> ratio in (0, 1] of the patches present, rounded down but at least 1, or a count, which is a
+            cap: an image with fewer patches keeps them all. Padded patches do not count. None is the schedule of EET for 12
+            blocks, {3: 0.5, 7: 0.5, 9: 0.25}: 98, 49 and 12 of 196 patches.
 
     Raises:
         ValueError, TypeError: no stage, a negative block, or a budget outside its range; the message names the block.
@@ -151,7 +151,7 @@ def _selector(budget: float | int, score: Callable[[BlockSignals], Tensor]) -> S
 
 
 def stage_count(budget: float | int, n: int) -> int:
-    """Patches to keep out of `n`: the floor of a ratio (at least 1), or a count, which is a cap: all `n` where there are fewer."""
+    """Patches to keep out of `n`: the floor of a ratio (at least 1), or a count, which is a cap."""
     return min(budget, n) if isinstance(budget, int) else resolve_budget(n, budget, rounding="floor")
 
 

@@ -1,10 +1,10 @@
 """Fewer patch tokens after chosen blocks of a vision transformer: dropped (`drop_after`) or merged (`merge_after`).
 
 Prefix tokens (CLS, distillation token, registers) always stay. Kept patches keep their order, and their indices are composed
-over the stages, so that every record speaks in the patch numbering of the image. Where positions are not simply added before the
-first block, what the later blocks are told about them is gathered with the tokens: attention masks, rotary tables (DINOv3; a
-merged token has the place it is listed under), relative position biases (BEiT), the mask of padded patches (SigLIP 2). ViTMAE
-hides and shuffles patches before its first block; those it hides are not there to be chosen.
+over the stages, so that every record speaks in the patch numbering of the image. What later blocks are told about places is
+gathered with the tokens: attention masks, rotary tables (DINOv3; a merged token has the place it is listed under), relative
+position biases (BEiT), the mask of padded patches (SigLIP 2). ViTMAE hides and shuffles patches before its first block; those
+it hides are not there to be chosen.
 """
 
 from __future__ import annotations
@@ -197,7 +197,8 @@ class _Run:
         for block, edit in edits.items():
             capture = AttentionCapture(self.host, block)
             capture.install(hooks)
-            hooks.forward(self.host.blocks[block], self._editing(block, edit, capture))
+            # A compiled model leaves its graph here: choosing patches is short, looks at values and would be traced for long.
+            hooks.forward(self.host.blocks[block], torch.compiler.disable(self._editing(block, edit, capture)))
         for block in self.host.blocks[min(edits) + 1 :]:
             hooks.forward_pre(block, self._on_block)
             if (bias := getattr(block, self.host.layout.bias or "", None)) is not None:
