@@ -8,10 +8,20 @@ import transformers as tf
 from torch import nn
 
 from tokenry import UnsupportedModelError
-from tokenry.hosts.vision import cls_attention, describe, drop_after, final_tokens, global_and_patches, merge_after
-from tokenry.hosts.vision.edit import Merged
-from tokenry.pruning.eet import EET
-from tokenry.pruning.glsim import GLSim
+from tokenry.hosts.vision import (
+    Family,
+    Merged,
+    add_family,
+    cls_attention,
+    describe,
+    drop_after,
+    final_tokens,
+    global_and_patches,
+    merge_after,
+    towers,
+)
+from tokenry.pruning.eet import EET, EETHashModel
+from tokenry.pruning.glsim import GLSim, GLSimClassifier
 from tokenry.pruning.vit_baselines import ClsRow, RandomPatches, ToMe
 from tokenry.testing import siglip2_inputs, tiny
 
@@ -207,8 +217,8 @@ def test_autocast_and_half_precision(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", NEW)
 def test_a_compiled_model_is_pruned_and_then_plain(name):
-    model, inputs = build(name), call(name)
-    pruner = pruners(name)[0]
+    model, inputs = build(name, num_hidden_layers=2), call(name)
+    pruner = type(pruners(name)[0])(keep={0: 0.5})
     plain = model(**inputs).last_hidden_state
     with pruner.attach(model):
         expected = model(**inputs).last_hidden_state
@@ -333,6 +343,52 @@ def test_siglip2_is_read_with_its_shapes():
     assert torch.equal(patches, plain.last_hidden_state)
     assert torch.equal(global_and_patches(model, pixels, anchor="pooled", **inputs)[:, 0], plain.pooler_output)
     assert GLSim(anchor="pooled").importance(model, pixels, **inputs).shape == (1, 36)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [n for n in NEW if PREFIX[n]])
+def test_models_built_around_a_tower(name, tmp_path):
+    pixels = call(name)["pixel_values"]
+    student = EETHashModel(build(name), 4, 8, pruner=EET(keep={0: 0.5, 1: 5})).eval()
+    teacher = student.twin()
+    crops = GLSimClassifier(build(name), 4, top=3).eval()
+    assert teacher(pixels, importance=True).importance.shape == (2, 36)
+    for number, model in enumerate((student, teacher, crops)):
+        model.save_pretrained(tmp_path / str(number))
+        again = type(model).from_pretrained(tmp_path / str(number))
+        assert torch.allclose(again(pixels).logits, model(pixels).logits, atol=1e-6)
+
+
+class OfOnesOwn(nn.Module):
+    """A tower that transformers does not know: the blocks of its ViT under other names."""
+
+    def __init__(self):
+        super().__init__()
+        vit = tiny("vit", attn_implementation="eager")
+        self.config, self.stem, self.trunk, self.norm = vit.config, vit.embeddings, vit.layers, vit.layernorm
+
+    def forward(self, pixel_values):
+        tokens = self.stem(pixel_values)
+        for block in self.trunk:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+def test_a_family_of_ones_own(monkeypatch):
+    monkeypatch.setattr(towers, "_ADDED", {})
+    model, pixels = OfOnesOwn(), call("vit")["pixel_values"]
+    with pytest.raises(UnsupportedModelError, match=r"OfOnesOwn is not supported \(to add it: docs/add-a-family\.md"):
+        describe(model)
+    add_family(OfOnesOwn, Family("own", blocks="trunk"))
+    assert describe(type("Derived", (OfOnesOwn,), {})()).family == "own"
+    for pruner in (EET(keep={0: 0.5, 1: 5}), ToMe(keep={0: 0.5, 1: 5})):
+        vit = build("vit")
+        with torch.no_grad(), pruner.attach(model), pruner.attach(vit):
+            assert torch.equal(model(pixels), vit(pixels).last_hidden_state)
+    with pytest.raises(TypeError, match=r"tower must be a subclass of torch\.nn\.Module, got 'ViT'"):
+        add_family("ViT", Family("own"))
+    with pytest.raises(TypeError, match="family must be a Family, got 'vit'"):
+        add_family(OfOnesOwn, "vit")
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ class _Run:
             mask = bias if mask is None else mask + bias
         if len(args) > 1:
             return (args[0], mask, *args[2:]), kwargs
-        return args, {**kwargs, "attention_mask": mask}
+        return args, kwargs if mask is None else {**kwargs, "attention_mask": mask}
 
     def _before_bias(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self.kept is None or "dim_size" not in kwargs:
