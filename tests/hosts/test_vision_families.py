@@ -215,6 +215,20 @@ def test_autocast_and_half_precision(name):
 
 
 @torch.no_grad()
+def test_patches_are_chosen_outside_autocast():
+    seen = []
+
+    def select(signals):
+        seen.append((torch.is_autocast_enabled("cpu"), signals.content.dtype, signals.cls_attention.dtype))
+        return torch.arange(4).expand(2, -1)
+
+    tower = build("vit")
+    with drop_after(tower, {0: select}), torch.autocast("cpu", torch.bfloat16):
+        tower(**call("vit"))
+    assert seen == [(False, torch.bfloat16, torch.float32)]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", NEW)
 def test_a_compiled_model_is_pruned_and_then_plain(name):
     model, inputs = build(name, num_hidden_layers=2), call(name)
@@ -268,7 +282,10 @@ def test_patches_hidden_by_vit_mae_are_not_there_to_be_chosen():
         assert (entry.total, entry.grid) == (36, (6, 6))
         assert set(entry.indices.tolist()) <= set(visible[entry.image].tolist())
         assert entry.indices.tolist() == sorted(entry.indices.tolist())
-        assert int(entry.scores.isfinite().sum()) == (18 if entry.layer == 0 else 9)
+        present = visible[entry.image] if entry.layer == 0 else trace.of_image(entry.image)[0].indices
+        assert entry.scores.isfinite().nonzero()[:, 0].tolist() == sorted(present.tolist())
+        best = entry.scores.nan_to_num(-1.0).topk(len(entry.indices)).indices
+        assert entry.indices.tolist() == sorted(best.tolist())
     with pytest.raises(ValueError, match=r"mask_ratio must be 0 .*, got 0.5"):
         final_tokens(model, inputs["pixel_values"])
 
@@ -293,8 +310,32 @@ def test_the_shared_bias_of_beit_follows_as_well():
         for block in model.layers[1:]:
             hidden = block(hidden, bias[:, :, rows][..., rows])
         assert torch.allclose(states[row], model.layernorm(hidden)[0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_merging_with_the_shared_bias_is_merging_with_that_bias_in_every_block():
+    shared, inputs = build("beit", use_shared_relative_position_bias=True, use_relative_position_bias=False), call("beit")
+    own = build("beit")
+    own.load_state_dict(shared.state_dict(), strict=False)
+    for block in own.layers:
+        block.relative_position_bias.load_state_dict(shared.shared_position_bias.state_dict())
+    states = []
+    for model in (shared, own):
+        with ToMe(keep={0: 0.5, 1: 5}).attach(model):
+            states.append(model(**inputs).last_hidden_state)
+    assert states[0].shape[1] == 6
+    assert torch.allclose(states[0], states[1], atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_classifier_of_siglip2_averages_merged_patches():
+    model = tf.Siglip2ForImageClassification(tf.Siglip2Config(vision_config=build("siglip2").config.to_dict())).eval()
+    inputs = alone("siglip2", call("siglip2"), 0)
     with ToMe(keep={0: 9}).attach(model):
-        assert model(**inputs).last_hidden_state.shape[1] == 10
+        logits = model(**inputs).logits
+    with ToMe(keep={0: 9}).attach(model.vision_model):
+        states = model.vision_model(**inputs).last_hidden_state
+    assert torch.allclose(logits, model.classifier(states.mean(dim=1)), atol=1e-5)
 
 
 def test_an_interpolated_bias_of_beit_keeps_its_size():
