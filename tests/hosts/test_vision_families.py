@@ -8,9 +8,10 @@ import transformers as tf
 from torch import nn
 
 from tokenry import UnsupportedModelError
+from tokenry.core.seeding import seeded
 from tokenry.hosts.vision import (
-    Family,
     Merged,
+    ViTFamily,
     add_family,
     cls_attention,
     describe,
@@ -249,8 +250,7 @@ def test_classifiers_see_the_patches_that_are_left(name):
     config = build(name).config
     if name == "siglip2":
         config = tf.Siglip2Config(vision_config=config.to_dict())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         model = getattr(tf, CLASSIFIERS[name])(config).eval()
         nn.init.normal_(model.classifier.weight)
     inputs, tower = call(name), describe(model).model
@@ -420,15 +420,15 @@ def test_a_family_of_ones_own(monkeypatch):
     model, pixels = OfOnesOwn(), call("vit")["pixel_values"]
     with pytest.raises(UnsupportedModelError, match=r"OfOnesOwn is not supported \(to add it: docs/add-a-family\.md"):
         describe(model)
-    add_family(OfOnesOwn, Family("own", blocks="trunk"))
+    add_family(OfOnesOwn, ViTFamily("own", blocks="trunk"))
     assert describe(type("Derived", (OfOnesOwn,), {})()).family == "own"
     for pruner in (EET(keep={0: 0.5, 1: 5}), ToMe(keep={0: 0.5, 1: 5})):
         vit = build("vit")
         with torch.no_grad(), pruner.attach(model), pruner.attach(vit):
             assert torch.equal(model(pixels), vit(pixels).last_hidden_state)
     with pytest.raises(TypeError, match=r"tower must be a subclass of torch\.nn\.Module, got 'ViT'"):
-        add_family("ViT", Family("own"))
-    with pytest.raises(TypeError, match="family must be a Family, got 'vit'"):
+        add_family("ViT", ViTFamily("own"))
+    with pytest.raises(TypeError, match="family must be a ViTFamily, got 'vit'"):
         add_family(OfOnesOwn, "vit")
 
 

@@ -18,16 +18,16 @@ from tokenry.hosts.vision.signals import (
     image_size_of,
     merge_after,
 )
-from tokenry.hosts.vision.towers import Family, add_family
+from tokenry.hosts.vision.towers import ViTFamily, add_family
 
 __all__ = [
     "BlockSignals",
     "ClsAttention",
     "Dropped",
-    "Family",
     "Merged",
     "Selected",
     "Selector",
+    "ViTFamily",
     "add_family",
     "as_pair",
     "capture_cls_row",

@@ -19,7 +19,7 @@ from tokenry.hosts.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
-class Family:
+class ViTFamily:
     """Where a family of vision transformers keeps its parts; dotted names are relative to the tower.
 
     Attributes:
@@ -51,21 +51,21 @@ class Family:
 
 _CLIP_LIKE: dict[str, Any] = {"blocks": "encoder.layers", "attention": "self_attn", "output": "out_proj"}
 _DINO_LIKE: dict[str, Any] = {"blocks": "encoder.layer", "resize": "automatic"}
-_TOWERS: dict[str, Family] = {
-    "ViTModel": Family("vit"),
-    "DeiTModel": Family("deit", prefix=2),
-    "ViTMSNModel": Family("vit_msn"),
-    "IJepaModel": Family("ijepa", prefix=0, has_cls=False),
-    "ViTMAEModel": Family("vit_mae", shuffled=True),
+_TOWERS: dict[str, ViTFamily] = {
+    "ViTModel": ViTFamily("vit"),
+    "DeiTModel": ViTFamily("deit", prefix=2),
+    "ViTMSNModel": ViTFamily("vit_msn"),
+    "IJepaModel": ViTFamily("ijepa", prefix=0, has_cls=False),
+    "ViTMAEModel": ViTFamily("vit_mae", shuffled=True),
     # Where BEiT averages patches, it normalises the average instead of the tokens.
-    "BeitModel": Family("beit", final_norm="pooler.layernorm", resize="automatic", bias="relative_position_bias"),
-    "Dinov2Model": Family("dinov2", **_DINO_LIKE),
-    "Dinov2WithRegistersModel": Family("dinov2_with_registers", prefix=None, **_DINO_LIKE),
-    "DINOv3ViTModel": Family("dinov3_vit", blocks="model.layer", prefix=None, resize="automatic"),
+    "BeitModel": ViTFamily("beit", final_norm="pooler.layernorm", resize="automatic", bias="relative_position_bias"),
+    "Dinov2Model": ViTFamily("dinov2", **_DINO_LIKE),
+    "Dinov2WithRegistersModel": ViTFamily("dinov2_with_registers", prefix=None, **_DINO_LIKE),
+    "DINOv3ViTModel": ViTFamily("dinov3_vit", blocks="model.layer", prefix=None, resize="automatic"),
     # CLIP normalises only the pooled CLS token; its last_hidden_state is the raw output of the last block.
-    "CLIPVisionModel": Family("clip", final_norm="post_layernorm", **_CLIP_LIKE),
-    "SiglipVisionModel": Family("siglip", prefix=0, has_cls=False, **_CLIP_LIKE),
-    "Siglip2VisionModel": Family("siglip2", prefix=0, has_cls=False, packed=True, resize="automatic", **_CLIP_LIKE),
+    "CLIPVisionModel": ViTFamily("clip", final_norm="post_layernorm", **_CLIP_LIKE),
+    "SiglipVisionModel": ViTFamily("siglip", prefix=0, has_cls=False, **_CLIP_LIKE),
+    "Siglip2VisionModel": ViTFamily("siglip2", prefix=0, has_cls=False, packed=True, resize="automatic", **_CLIP_LIKE),
 }
 _AROUND: dict[str, str] = {
     "ViTForImageClassification": "vit",
@@ -92,22 +92,22 @@ _WHY_NOT: dict[str, str] = {
     **dict.fromkeys(("pvt", "pvt_v2", "cvt", "levit", "segformer", "glpn", "focalnet", "mobilevit", "mobilevitv2"), _STAGES),
 }
 """Folder of transformers -> why its towers are refused."""
-_ADDED: dict[type[nn.Module], Family] = {}
+_ADDED: dict[type[nn.Module], ViTFamily] = {}
 
 
-def add_family(tower: type[nn.Module], family: Family) -> None:
+def add_family(tower: type[nn.Module], family: ViTFamily) -> None:
     """Let `tower`, a class of one's own, and its subclasses be pruned like the known towers, in this process.
 
     Its instances need a ``config`` with ``hidden_size``, ``num_attention_heads``, ``image_size`` and ``patch_size``, and a
     forward whose first argument is ``pixel_values``.
 
     Raises:
-        TypeError: `tower` is not a class of modules, or `family` not a `Family`.
+        TypeError: `tower` is not a class of modules, or `family` not a `ViTFamily`.
     """
     if not (isinstance(tower, type) and issubclass(tower, nn.Module)):
         raise TypeError(f"tower must be a subclass of torch.nn.Module, got {tower!r}")
-    if not isinstance(family, Family):
-        raise TypeError(f"family must be a Family, got {family!r}")
+    if not isinstance(family, ViTFamily):
+        raise TypeError(f"family must be a ViTFamily, got {family!r}")
     _ADDED[tower] = family
 
 
@@ -131,7 +131,7 @@ class VisionHost:
     width: int
     heads: int
     final_norm: nn.Module | None = field(repr=False)
-    layout: Family = field(repr=False)
+    layout: ViTFamily = field(repr=False)
     whole: nn.Module = field(repr=False)
 
     @property
@@ -227,12 +227,12 @@ def image_size_of(pixel_values: Any) -> tuple[int, int]:
     return pixel_values.shape[2], pixel_values.shape[3]
 
 
-def _family(tower: nn.Module) -> Family | None:
+def _family(tower: nn.Module) -> ViTFamily | None:
     added = (_ADDED[cls] for cls in type(tower).__mro__ if cls in _ADDED)
     return next(added, None) or next((_TOWERS[name] for name in _class_names(tower) if name in _TOWERS), None)
 
 
-def _trained_size(config: Any, family: Family) -> tuple[int, int]:
+def _trained_size(config: Any, family: ViTFamily) -> tuple[int, int]:
     if not family.packed:
         return as_pair("image_size", config.image_size)
     side = int(config.num_patches**0.5) * config.patch_size  # a square of patches, however the images are shaped
