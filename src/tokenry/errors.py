@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from types import ModuleType
 
 OK, CLAIM_FAILED, BAD_INPUT, MISSING, DAMAGED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """Exit codes of the command line."""
+ADD_A_FAMILY = "docs/add-a-family.md"
+"""The page for whoever wants a model class to be supported."""
 
 
 class UnsupportedModelError(TypeError):
     """The given model (or cache, or layer) is not one that this function knows how to work on."""
 
     @classmethod
-    def of(cls, model: object, supported: Sequence[str], *, reason: str = "") -> UnsupportedModelError:
-        """Build the error that names the class of `model` and lists the supported class names."""
-        detail = f" ({reason})" if reason else ""
-        return cls(f"{type(model).__name__} is not supported{detail}; supported: {', '.join(supported)}")
+    def of(cls, model: object, supported: Sequence[str], *, reason: str = "", guide: str = "") -> UnsupportedModelError:
+        """Build the error that names the class of `model` and lists the supported class names.
+
+        Without a `reason` it also names the nearest of them, and `guide`, the page that says how to add one.
+        """
+        name = type(model).__name__
+        hints = [reason] if reason else [f"the nearest that is: {near}" for near in get_close_matches(name, supported, n=1)]
+        if guide and not reason:
+            hints.append(f"to add it: {guide}")
+        detail = f" ({'; '.join(hints)})" if hints else ""
+        return cls(f"{name} is not supported{detail}; supported: {', '.join(supported)}")
 
 
 class MissingDependencyError(ImportError):

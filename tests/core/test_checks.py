@@ -50,3 +50,9 @@ def test_errors_say_what_to_do():
     with pytest.raises(MissingDependencyError, match=r"no_such_package is needed .* pip install 'tokenry\[lab\]'"):
         optional("no_such_package", "lab")
     assert "int is not supported (reason); supported: A, B" == str(UnsupportedModelError.of(1, ("A", "B"), reason="reason"))
+    near = str(UnsupportedModelError.of(1, ("float", "ints"), guide="page"))
+    assert near == "int is not supported (the nearest that is: ints; to add it: page); supported: float, ints"
+    assert "int is not supported (to add it: page); supported: A" == str(UnsupportedModelError.of(1, ("A",), guide="page"))
+    assert "int is not supported (reason); supported: ints" == str(
+        UnsupportedModelError.of(1, ("ints",), reason="reason", guide="page")
+    )

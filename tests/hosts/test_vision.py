@@ -143,7 +143,7 @@ def test_dropping_keeps_prefix_and_composes_indices(family):
     assert drops[0].index[0].tolist() == [2, 3, 5, 8, 9, 11, 12, 15]
     assert drops[1].index[0].tolist() == [3, 9, 15]
     assert drops[1].total == 16
-    assert drops[1].grid == (4, 4)
+    assert drops[1].grids == ((4, 4), (4, 4))
     assert hook_count(model) == before
     assert torch.equal(model(pixels()).last_hidden_state, reference)
 
@@ -224,7 +224,7 @@ def test_several_sizes():
     model = build("vit")
     with drop_after(model, {0: first(5)}) as drops:
         model(pixels(1, 24), interpolate_pos_encoding=True)
-    assert drops[0].grid == (6, 6)
+    assert drops[0].grids == ((6, 6),)
     with pytest.raises(ValueError, match="multiple of the patch size"):
         final_tokens(model, pixels(1, 18))
     assert final_tokens(model, pixels(1, 24), resize=True).patches.shape[1] == 36

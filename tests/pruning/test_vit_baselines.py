@@ -71,10 +71,12 @@ def test_masked_patches_are_never_kept():
         with pruner.attach(model) as trace:
             model(images(2), attention_mask=mask)
         assert max(max(entry.indices.tolist()) for entry in trace.kept) < 29
-    mask[:, 10:] = 0
-    with pytest.raises(ValueError, match="mask must leave at least k = 18"), EET(keep=KEEP).attach(model):
-        model(images(2), attention_mask=mask)
-    with pytest.raises(ValueError, match="attention_mask must be None"), ToMe(keep=KEEP).attach(model):
+        assert [entry.indices.numel() for entry in trace.kept] == [14, 14, 3, 3]  # of the 29 that are not masked
+    mask[1, 10:] = 0
+    with EET(keep={0: 0.5, 1: 20}).attach(model) as trace:
+        assert model(images(2), attention_mask=mask).last_hidden_state.shape[1] == 1 + 14
+    assert [entry.indices.numel() for entry in trace.kept] == [14, 4, 14, 4]
+    with pytest.raises(ValueError, match="attention_mask must hide nothing"), ToMe(keep=KEEP).attach(model):
         model(images(2), attention_mask=mask)
 
 

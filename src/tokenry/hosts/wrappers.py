@@ -1,4 +1,4 @@
-"""Models inside wrappers: the module that transformers built, whatever training or compilation put around it."""
+"""The model inside what others put around it: a compiled module, data-parallel wrappers, PEFT."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ from torch import nn
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``, (Distributed)DataParallel and PEFT wrappers, any number of them; else `model` itself.
+    """The model inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and PEFT, however they are nested.
 
-    Hooks and patches belong on the module whose ``generate`` and ``forward`` really run: on a wrapper they would be passed by.
+    Wrappers are known by their shape, so that none of their packages is imported: a compiled module holds ``_orig_mod``, a
+    parallel one has a single child named ``module``, and PEFT answers ``get_base_model()``. Anything else comes back as it is.
     """
-    while True:
+    while isinstance(model, nn.Module):
         inner = _inside(model)
-        if inner is None:
-            return model
+        if not isinstance(inner, nn.Module) or inner is model:
+            break
         model = inner
+    return model
 
 
-def _inside(model: nn.Module) -> nn.Module | None:
-    if type(model).__name__ == "OptimizedModule":
-        return model._orig_mod  # pyright: ignore[reportReturnType]
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return model.module
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        return model.get_base_model()  # pyright: ignore[reportCallIssue, reportReturnType]
+def _inside(model: nn.Module) -> object:
+    children = model._modules
+    if "_orig_mod" in children:
+        return children["_orig_mod"]
+    if list(children) == ["module"]:
+        return children["module"]
+    if "base_model" in children and callable(base := getattr(model, "get_base_model", None)):
+        return base()
     return None

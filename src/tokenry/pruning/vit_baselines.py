@@ -126,10 +126,10 @@ def _merger(budget: float | int) -> Callable[[BlockSignals], Merged]:
     def merge(signals: BlockSignals) -> Merged:
         tokens = signals.tokens
         batch, n = tokens.shape[:2]
-        k = stage_count(signals.block, budget, n)
+        k = stage_count(budget, n)
         index = torch.arange(n, device=tokens.device).expand(batch, -1)
         size = torch.ones(batch, n, device=tokens.device) if signals.size is None else signals.size
-        metric = signals.keys.mean(dim=1)
+        metric = signals.keys.float().mean(dim=1)
         while (present := tokens.shape[1]) > k:
             tokens, metric, size, kept = bipartite_merge(tokens, metric, size, min(present - k, present // 2))
             index = index.gather(1, kept)

@@ -7,7 +7,7 @@ token counts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenry.core.checks import check_int
+from tokenry.core.checks import check_finite, check_int
 from tokenry.core.selection import check_keep, resolve_budget, top_k
 from tokenry.hosts.vision import BlockSignals, Dropped, Selected, Selector, describe, drop_after
 from tokenry.pruning.base import Kept, PruningTrace
@@ -47,8 +47,9 @@ class PatchPruner(ABC):
     """Keeps after block ``b`` a share ``keep[b]`` of the patches present then; other tokens always stay.
 
     Attributes:
-        keep: block (0-based) -> ratio in (0, 1] of the patches present, rounded down but at least 1, or a count. None is the
-            schedule of EET for 12 blocks, {3: 0.5, 7: 0.5, 9: 0.25}: 98, 49 and 12 of 196 patches.
+        keep: block (0-based) -> ratio in (0, 1] of the patches present, rounded down but at least 1, or a count, which is a
+            cap: an image with fewer patches keeps them all. Padded patches do not count. None is the schedule of EET for 12
+            blocks, {3: 0.5, 7: 0.5, 9: 0.25}: 98, 49 and 12 of 196 patches.
 
     Raises:
         ValueError, TypeError: no stage, a negative block, or a budget outside its range; the message names the block.
@@ -89,7 +90,7 @@ class PatchPruner(ABC):
         """Patches left after each block of the schedule, starting with `n` patches."""
         counts: dict[int, int] = {}
         for block, budget in self.schedule().items():
-            n = counts[block] = stage_count(block, budget, n)
+            n = counts[block] = stage_count(budget, n)
         return counts
 
     def plan(self, n: int) -> int:
@@ -136,25 +137,35 @@ class PatchPruner(ABC):
 def _selector(budget: float | int, score: Callable[[BlockSignals], Tensor]) -> Selector:
     def select(signals: BlockSignals) -> Selected:
         batch, n = signals.tokens.shape[:2]
-        k = stage_count(signals.block, budget, n)
-        if k == n:
+        real = [n] * batch if signals.valid is None else signals.valid.sum(dim=1).tolist()
+        counts = [stage_count(budget, present) for present in real]
+        if counts == real:
             return Selected(torch.arange(n, device=signals.tokens.device).expand(batch, -1))
         with torch.no_grad():
             scores = score(signals)
-            return Selected(top_k(scores, k, mask=signals.valid), scores)
+            if min(counts) == max(counts):
+                return Selected(top_k(scores, counts[0], mask=signals.valid), scores)
+            return Selected(_ragged_top_k(scores, counts, signals.valid), scores)
 
     return select
 
 
-def stage_count(block: int, budget: float | int, n: int) -> int:
-    """Patches to keep out of the `n` present after `block`: the floor of a ratio (at least 1), or a count.
+def stage_count(budget: float | int, n: int) -> int:
+    """Patches to keep out of `n`: the floor of a ratio (at least 1), or a count, which is a cap."""
+    return min(budget, n) if isinstance(budget, int) else resolve_budget(n, budget, rounding="floor")
 
-    Raises:
-        ValueError: a count above `n`; the message names the block.
+
+def _ragged_top_k(scores: Tensor, counts: Sequence[int], valid: Tensor | None) -> Tensor:
+    """Another number of patches for every image, [B,max(counts)]: the shorter rows are filled up with padding.
+
+    There is always enough: for budgets that grow by at most one a patch, a row of n less patches is at most n short.
     """
-    if isinstance(budget, int) and budget > n:
-        raise ValueError(f"keep[{block}] must be <= the {n} patches present after block {block}, got {budget}")
-    return resolve_budget(n, budget, rounding="floor")
+    assert valid is not None
+    check_finite("scores", scores.masked_fill(~valid, 0.0))
+    ranked = scores.float().masked_fill(~valid, float("-inf")).sort(dim=1, descending=True, stable=True).indices
+    limit = torch.tensor(counts, device=scores.device).unsqueeze(1)
+    chosen = torch.zeros_like(valid).scatter_(1, ranked, torch.arange(scores.shape[1], device=scores.device) < limit)
+    return torch.where(chosen, 2, (~valid).int()).sort(dim=1, descending=True, stable=True).indices[:, : max(counts)]
 
 
 class _Recorder:
@@ -168,9 +179,11 @@ class _Recorder:
         if dropped.block == self.first:
             self.start = self.seen
             self.seen += dropped.index.shape[0]
-        for row, index in enumerate(dropped.index):
-            scores = None if dropped.scores is None else dropped.scores[row]
-            self.trace.kept.append(Kept(self.start + row, dropped.block, index, dropped.total, scores, dropped.grid))
+        for row, (grid, index) in enumerate(zip(dropped.grids, dropped.index, strict=True)):
+            total = grid[0] * grid[1]
+            index = index if dropped.real is None else index[dropped.real[row]]
+            scores = None if dropped.scores is None else dropped.scores[row, :total]
+            self.trace.kept.append(Kept(self.start + row, dropped.block, index, total, scores, grid))
 
 
 def _ignore(dropped: Dropped) -> None:

@@ -21,6 +21,7 @@ _EXPORTS = {
     "llava_inputs": "tokenry.testing.zoo",
     "onevision_inputs": "tokenry.testing.zoo",
     "qwen_inputs": "tokenry.testing.zoo",
+    "siglip2_inputs": "tokenry.testing.zoo",
     "tiny": "tokenry.testing.zoo",
     "tiny_llava": "tokenry.testing.zoo",
     "tiny_onevision": "tokenry.testing.zoo",

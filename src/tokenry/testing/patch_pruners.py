@@ -14,6 +14,8 @@ from tokenry.testing.verdict import fail, refuses
 from tokenry.testing.zoo import tiny
 
 _PATCHES, _KEEP = 36, {0: 0.5, 1: 7}
+_NEAR = 0.03
+"""What bfloat16 inside the model may move a score by, as a share of the largest score of the image."""
 
 
 def _images() -> Tensor:
@@ -76,13 +78,97 @@ def _half(pruner: PatchPruner) -> None:
         fail("half precision", pruner, "states in bfloat16 are not finite")
 
 
+@torch.no_grad()
+def _autocast(pruner: PatchPruner) -> None:
+    pruned, model = replace(pruner, keep={0: 0.5}), tiny("vit", initializer_range=0.3)  # attention is far from even there
+    _, plain = _run(pruned, model, _images())
+    with torch.autocast("cpu", torch.bfloat16):
+        states, trace = _run(pruned, model, _images())
+    if not bool(torch.isfinite(states).all()):
+        fail("autocast", pruner, "the states are not finite")
+    for wide, narrow in zip(plain.kept, trace.kept, strict=True):
+        if wide.scores is None or narrow.scores is None:
+            continue
+        if narrow.scores.dtype != torch.float32:
+            fail("autocast", pruner, f"scores must be float32, got {narrow.scores.dtype}")
+        near = _NEAR * float(wide.scores.abs().max())
+        changed = torch.ones(_PATCHES).scatter_add_(0, wide.indices, -torch.ones(_PATCHES))
+        changed = (changed.scatter_add_(0, narrow.indices, torch.ones(_PATCHES)) != 1).nonzero()[:, 0]
+        edge = wide.scores[wide.indices].min()
+        if bool(((wide.scores[changed] - edge).abs() > near).any()):
+            fail("autocast", pruner, "autocast changes which patches stay, and not only where scores are nearly equal")
+
+
+@torch.no_grad()
+def _compiled(pruner: PatchPruner) -> None:
+    pruned = replace(pruner, keep={0: 7})
+    whole = _run(pruned, tiny("vit", num_hidden_layers=1), _images())[0]
+    for how, compiled in _COMPILED.items():
+        model = compiled(tiny("vit", num_hidden_layers=1))
+        before = model(_images()).last_hidden_state
+        if not torch.allclose(_run(pruned, model, _images())[0], whole, atol=1e-5):
+            fail("compiled before", pruner, f"{how}, run once and then attached to, the model is not pruned")
+        if not torch.allclose(model(_images()).last_hidden_state, before, atol=1e-5):
+            fail("compiled before", pruner, f"{how}, the model is not plain after the block")
+
+
+def _compiled_in_place(model: Any) -> Any:
+    model.compile(backend="eager")
+    return model
+
+
+def _compiled_forward(model: Any) -> Any:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+_COMPILED = {
+    "torch.compile(model)": partial(torch.compile, backend="eager"),
+    "model.compile()": _compiled_in_place,
+    "model.forward = torch.compile(model.forward)": _compiled_forward,
+}
+
+
+class _LikePeft(nn.Module):
+    """What PEFT puts around a model, without PEFT."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.base_model = nn.ModuleDict({"model": model})
+
+    def get_base_model(self) -> Any:
+        return self.base_model["model"]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.get_base_model()(*args, **kwargs)
+
+
+def _wrapped(pruner: PatchPruner) -> None:
+    model, pruned = tiny("vit"), replace(pruner, keep=_KEEP)
+    states = _run(pruned, model, _images())[0]
+    for wrapper in (nn.DataParallel(model), _LikePeft(model), nn.DataParallel(_LikePeft(model))):
+        if not torch.equal(_run(pruned, wrapper, _images())[0], states):
+            fail("wrappers", pruner, f"attached to {type(wrapper).__name__} around the model, it gives other states")
+
+
+def _count_is_a_cap(pruner: PatchPruner) -> None:
+    model = tiny("vit")
+    states, trace = _run(replace(pruner, keep={0: 192, 1: 7, 2: 18}), model, _images())
+    if not torch.equal(states, _run(replace(pruner, keep={1: 7}), model, _images())[0]):
+        fail("a count is a cap", pruner, f"of {_PATCHES} patches, keep=192 does not leave all")
+    if [row["kept"] for row in trace.to_rows()[::3]] != [_PATCHES, 7, 7]:
+        fail("a count is a cap", pruner, f"recorded {trace.to_rows()}, wanted {_PATCHES}, 7 and 7 patches")
+
+
 def _bad_values(pruner: PatchPruner) -> None:
-    for keep in ({}, {0: 0.0}, {0: 1.5}, {-1: 0.5}, {0: 37}, {9: 0.5}, 0.5, "half"):
+    for keep in ({}, {0: 0.0}, {0: 1.5}, {-1: 0.5}, {0: 0}, {9: 0.5}, 0.5, "half"):
         bad = partial(replace, pruner, keep=keep)  # some are refused at once, some by a model of that depth
         refuses(pruner, "keep", lambda bad=bad: _run(bad(), tiny("vit"), _images()), given=f"keep={keep!r}")
 
 
-PATCH_PRUNER_CHECKS = (_counts, _everything, _deterministic, _batch_is_loop, _half, _bad_values)
+PATCH_PRUNER_CHECKS = (
+    _counts, _everything, _deterministic, _batch_is_loop, _half, _autocast, _compiled, _wrapped, _count_is_a_cap, _bad_values,
+)  # fmt: skip
 
 
 def check_patch_pruner(pruner: PatchPruner) -> None:

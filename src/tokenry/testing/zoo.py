@@ -23,7 +23,11 @@ _VISION = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 24,
     "patch_size": 4,
 }  # fmt: skip
+<<<<<<< HEAD
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+=======
+_PACKED = {**{key: value for key, value in _VISION.items() if key != "image_size"}, "num_patches": 36}
+>>>>>>> vit
 _GPT2 = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
 _MAMBA = {**_TOKENS, "hidden_size": 32, "num_hidden_layers": 2}
 _ENCODEC = {
@@ -73,22 +77,36 @@ _PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2": ("Dinov2Model", _VISION),
     "dinov2_with_registers": ("Dinov2WithRegistersModel", _VISION),
     "clip": ("CLIPVisionModel", _VISION),
+    "vit_msn": ("ViTMSNModel", _VISION),
+    "vit_mae": ("ViTMAEModel", _VISION),
+    "ijepa": ("IJepaModel", _VISION),
+    "beit": ("BeitModel", {**_VISION, "use_relative_position_bias": True}),
+    "dinov3": ("DINOv3ViTModel", {**_VISION, "num_register_tokens": 2}),
     "siglip": ("SiglipVisionModel", _VISION),
+    "siglip2": ("Siglip2VisionModel", _PACKED),
     "encodec": ("EncodecModel", _ENCODEC),
     "dac": ("DacModel", _DAC),
     "mimi": ("MimiModel", _MIMI),
 }
 """Name -> class of transformers and its sizes."""
+_POSITIONS = ("position_embeddings", "relative_position_bias_table")
+"""Tables that some classes start at zero: all patches of such a model would stand at the same place."""
 
 
 def tiny(name: str, *, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model of a transformers class with random weights from `seed`, in evaluation mode.
 
     Args:
+<<<<<<< HEAD
         name: a decoder (llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma, gemma2, gemma3, granite, starcoder2,
             stablelm, phi, phi3, olmo2, olmo3, smollm3, cohere2, glm4, ernie4_5, hunyuan, gpt_oss, gpt2, mamba), an encoder
             (bert), a vision tower (vit, deit, dinov2, dinov2_with_registers, clip, siglip), an audio codec of 1 kHz (encodec,
             dac, mimi), or a vision-language model (llava, onevision, qwen2_5_vl).
+=======
+        name: a decoder (llama, mistral, qwen2, qwen3, phi3, gemma3, gpt2, mamba), an encoder (bert), a vision tower (vit,
+            deit, vit_msn, vit_mae, ijepa, beit, dinov2, dinov2_with_registers, dinov3, clip, siglip, siglip2), an audio codec
+            of 1 kHz (encodec, dac, mimi), or a vision-language model (llava, onevision, qwen2_5_vl).
+>>>>>>> vit
         seed: of the weights; the global random state is left as it was.
         overrides: fields of the config, and further arguments of the class (``add_pooling_layer``); for vision-language
             models ``layers`` of the decoder and ``attention``.
@@ -105,7 +123,11 @@ def tiny(name: str, *, seed: int = 0, **overrides: Any) -> Any:
     fields = {**sizes, **overrides}
     arguments = {key: fields.pop(key) for key in signature(cls).parameters if key in fields}
     with seeded(seed):
-        return cls(cls.config_class(**fields), **arguments).eval()
+        model = cls(cls.config_class(**fields), **arguments)
+        for key, table in model.named_parameters():
+            if key.endswith(_POSITIONS) and not table.any():
+                torch.nn.init.normal_(table, std=0.02)
+    return model.eval()
 
 
 def _built(cls: Any, config: Any, attention: str, seed: int) -> Any:
@@ -211,6 +233,16 @@ def llava_inputs(
     if count:
         inputs["pixel_values"] = torch.randn(count, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
     return inputs
+
+
+def siglip2_inputs(grids: tuple[tuple[int, int], ...] = ((6, 6), (4, 5)), *, seed: int = 0) -> dict[str, Tensor]:
+    """What a processor would give `tiny("siglip2")`: an image per (rows, columns) of patches, padded to the largest."""
+    counts = [rows * columns for rows, columns in grids]
+    pixels = torch.zeros(len(grids), max(counts), 3 * 4 * 4)
+    for i, count in enumerate(counts):
+        pixels[i, :count] = torch.randn(count, 3 * 4 * 4, generator=torch.Generator().manual_seed(seed + i))
+    mask = (torch.arange(max(counts)) < torch.tensor(counts)[:, None]).long()
+    return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(grids)}
 
 
 def onevision_inputs(sizes: tuple[tuple[int, int], ...] = ((64, 64),), *, seed: int = 0) -> dict[str, Tensor]:

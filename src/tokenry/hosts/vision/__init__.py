@@ -18,6 +18,7 @@ from tokenry.hosts.vision.signals import (
     image_size_of,
     merge_after,
 )
+from tokenry.hosts.vision.towers import ViTFamily, add_family
 
 __all__ = [
     "BlockSignals",
@@ -26,6 +27,8 @@ __all__ = [
     "Merged",
     "Selected",
     "Selector",
+    "ViTFamily",
+    "add_family",
     "as_pair",
     "capture_cls_row",
     "cls_attention",

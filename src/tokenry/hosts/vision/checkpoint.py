@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,9 @@ def _build(described: dict[str, Any]) -> nn.Module:
         raise ValueError(f"{CONFIG} names {name!r}, which is not a model class of transformers {INSTALLED}")
     config_class: Any = cls.config_class
     config = config_class.from_dict(described["backbone_config"])
-    # Whether ViT and DeiT have a pooler is an argument, not part of their config.
-    options = {} if described["backbone_pooler"] or name not in ("ViTModel", "DeiTModel") else {"add_pooling_layer": False}
+    # Whether ViT, DeiT, BEiT and I-JEPA have a pooler is an argument, not part of their config.
+    given = "add_pooling_layer" in signature(cls).parameters
+    options = {"add_pooling_layer": described["backbone_pooler"]} if given else {}
     with seeded(0):  # first weights, which are loaded over
         backbone = cls(config, **options)
     describe(backbone)

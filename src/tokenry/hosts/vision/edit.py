@@ -1,8 +1,10 @@
 """Fewer patch tokens after chosen blocks of a vision transformer: dropped (`drop_after`) or merged (`merge_after`).
 
 Prefix tokens (CLS, distillation token, registers) always stay. Kept patches keep their order, and their indices are composed
-over the stages, so that every record speaks in the patch numbering of the image. Positions were added before the first block,
-so nothing has to be gathered but the tokens and, where one is in use, the attention mask.
+over the stages, so that every record speaks in the patch numbering of the image. What later blocks are told about places is
+gathered with the tokens: attention masks, rotary tables (DINOv3; a merged token has the place it is listed under), relative
+position biases (BEiT), the mask of padded patches (SigLIP 2). ViTMAE hides and shuffles patches before its first block; those
+it hides are not there to be chosen.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,8 +23,10 @@ from tokenry.core.checks import check_shape
 from tokenry.core.selection import gather_tokens
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
+from tokenry.hosts.vision.images import Images, images_of
+from tokenry.hosts.vision.places import gather_mask, gather_rotary, real_tokens, with_prefix
 from tokenry.hosts.vision.rows import AttentionCapture
-from tokenry.hosts.vision.towers import VisionHost, describe, image_size_of
+from tokenry.hosts.vision.towers import VisionHost, describe
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class BlockSignals:
 
     @cached_property
     def keys(self) -> Tensor:
-        """Keys of the patches, [B,H,N,d]."""
+        """Keys of the patches, [B,H,N,d], before any rotation."""
         return self._capture.keys()
 
 
@@ -79,16 +84,19 @@ class Merged:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Record of one stage: kept patches [B,K] ascending in the numbering of the image, of `total` = rows x columns of `grid`.
+    """Record of one stage: kept patches [B,K] ascending in the numbering of the image.
 
-    `scores` [B,total] are the selector's scores in that numbering, NaN for patches dropped earlier; None if it gave none.
+    `total` patches an image went in, padding included; `grids` are the (rows, columns) of every image without it. `scores`
+    [B,total] are the selector's scores in that numbering, NaN for patches that were gone; None if it gave none. `real` [B,K]
+    bool marks kept patches that are not padding (None: all).
     """
 
     block: int
     index: Tensor
     total: int
-    grid: tuple[int, int]
+    grids: tuple[tuple[int, int], ...]
     scores: Tensor | None
+    real: Tensor | None = None
 
 
 Selector = Callable[[BlockSignals], Selected | Tensor]
@@ -133,7 +141,7 @@ def merge_after(
 
     Raises:
         UnsupportedModelError: as `drop_after`, and another attention implementation when `proportional`.
-        ValueError: as `drop_after`, and a model that is called with an attention mask.
+        ValueError: as `drop_after`, and a model that is called with a mask that hides patches.
     """
     with _attach(model, mergers, owner, on_drop, merging=True, proportional=proportional) as records:
         yield records
@@ -162,107 +170,166 @@ def _attach(
 
 
 class _Run:
-    """State of the forward in progress: which patches are present and how many patches each stands for."""
+    """State of the forward in progress: which patches are present and how many patches each stands for.
+
+    `kept` numbers the present patches as they entered the first block. That is the order of the image, unless the model hides
+    and shuffles patches itself: `places` then says where each of them comes from. `given` marks the real patches of the call,
+    `valid` those among the present ones.
+    """
 
     def __init__(self, host: VisionHost, record: Callable[[Dropped], None], merging: bool, proportional: bool) -> None:
         self.host, self.record = host, record
         self.merging, self.proportional = merging, proportional
-        self.grid = (0, 0)
+        self.arguments = tuple(signature(host.model.forward).parameters)
+        self.images = Images((), 0)
         self.kept: Tensor | None = None
         self.size: Tensor | None = None
+        self.given: Tensor | None = None
+        self.valid: Tensor | None = None
+        self.places: Tensor | None = None
 
     def install(self, hooks: Hooks, edits: Mapping[int, Callable[[BlockSignals], Any]]) -> None:
         if not edits:
             return
         hooks.forward_pre(self.host.model, self._on_start)
+        if self.host.layout.shuffled:
+            hooks.forward(self.host.model.get_submodule("embeddings"), self._on_shuffled)
         for block, edit in edits.items():
             capture = AttentionCapture(self.host, block)
             capture.install(hooks)
-            hooks.forward(self.host.blocks[block], self._editing(block, edit, capture))
+            # A compiled model leaves its graph here: choosing patches is short, looks at values and would be traced for long.
+            hooks.forward(self.host.blocks[block], torch.compiler.disable(self._editing(block, edit, capture)))
         for block in self.host.blocks[min(edits) + 1 :]:
             hooks.forward_pre(block, self._on_block)
+            if (bias := getattr(block, self.host.layout.bias or "", None)) is not None:
+                hooks.forward_pre(bias, self._before_bias)
+                hooks.forward(bias, self._after_bias)
+        if self.host.layout.packed:
+            self._install_pooling(hooks)
+
+    def _install_pooling(self, hooks: Hooks) -> None:
+        """Poolers of packed images look at the mask of all patches: they get the part that fits what is left."""
+        if getattr(self.host.model, "use_head", False):
+            hooks.forward_pre(self.host.model.get_submodule("head"), self._on_head)
+        if self.host.whole is not self.host.model:
+            hooks.forward(self.host.model, self._spread_for_the_mean)
 
     def _on_start(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if module.training and any(getattr(block, "gradient_checkpointing", False) for block in self.host.blocks):
             raise ValueError("patches cannot be dropped under gradient checkpointing; switch it off for this model")
-        pixels = kwargs["pixel_values"] if "pixel_values" in kwargs else (args[0] if args else None)
-        self.grid = self.host.grid(image_size_of(pixels))
-        mask = kwargs.get("attention_mask")
+        call = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        name = "pixel_attention_mask" if self.host.layout.packed else "attention_mask"
+        mask = call.get(name)
+        self.images = images_of(self.host, call)
+        self.kept = self.size = self.places = None
+        self.given = real_tokens(mask, len(self.images.grids), self.host.prefix)
         if self.merging and mask is not None:
-            raise ValueError("attention_mask must be None while patches are merged, got a mask")
-        self.kept = self.size = None
+            if not (self.host.layout.packed and bool(mask.all())):
+                raise ValueError(f"{name} must hide nothing while patches are merged, got a mask")
+            self.given = None
+        self.valid = self.given
+
+    def _on_shuffled(self, module: nn.Module, args: tuple, kwargs: dict, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        present = output[0].shape[1] - self.host.prefix
+        self.places = output[2].argsort(dim=1)[:, :present]
 
     def _on_block(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        """Fit the attention mask of the whole sequence to the tokens that are left."""
+        """Fit what the block is told about the whole sequence to the tokens that are left."""
         if self.kept is None:
             return None
+        kwargs = dict(kwargs)
+        if kwargs.get("position_embeddings") is not None:
+            kwargs["position_embeddings"] = gather_rotary(kwargs["position_embeddings"], self.kept)
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else (args[1] if len(args) > 1 else None)
+        if mask is not None:
+            mask = gather_mask(mask, self._slots())
         if self.size is not None and self.proportional:
-            mask = self._size_bias(args[0] if args else kwargs["hidden_states"])
-        elif mask is not None:
-            mask = self._gather_mask(mask)
+            bias = self._size_bias(args[0] if args else kwargs["hidden_states"])
+            mask = bias if mask is None else mask + bias
         if len(args) > 1:
             return (args[0], mask, *args[2:]), kwargs
-        return args, {**kwargs, "attention_mask": mask}
+        return args, kwargs if mask is None else {**kwargs, "attention_mask": mask}
+
+    def _before_bias(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.kept is None or "dim_size" not in kwargs:
+            return None
+        return args, {**kwargs, "dim_size": self.host.prefix + self.images.total}  # of the bias before it is gathered
+
+    def _after_bias(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        return None if self.kept is None else gather_mask(output, self._slots())
+
+    def _on_head(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.kept is None or len(args) < 2 or args[1] is None:
+            return None
+        return (args[0], args[1].gather(1, self.kept), *args[2:]), kwargs
+
+    def _spread_for_the_mean(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """Give the classifier states of all patches whose mean over the real ones is the mean over the real ones left."""
+        if self.kept is None:
+            return None
+        states = output.last_hidden_state
+        full = states.new_zeros(states.shape[0], self.images.total, states.shape[2])
+        if self.valid is None or self.given is None:
+            states = states * (self.images.total / states.shape[1])
+        else:
+            share = self.given.sum(dim=1, keepdim=True) / self.valid.sum(dim=1, keepdim=True)
+            states = states * (self.valid * share).unsqueeze(-1).to(states.dtype)
+        output.last_hidden_state = full.scatter(1, self.kept.unsqueeze(-1).expand_as(states), states)
+        return output
+
+    def _slots(self) -> Tensor:
+        assert self.kept is not None
+        return with_prefix(self.kept, self.host.prefix)
 
     def _size_bias(self, hidden: Tensor) -> Tensor:
         assert self.size is not None
         bias = nn.functional.pad(self.size.log(), (self.host.prefix, 0))
         return bias[:, None, None, :].to(hidden.dtype)
 
-    def _gather_mask(self, mask: Tensor) -> Tensor:
-        assert self.kept is not None
-        prefix = self.host.prefix
-        head = torch.arange(prefix, device=mask.device).expand(self.kept.shape[0], -1)
-        present = torch.cat([head, self.kept + prefix], dim=1)
-        mask = mask.expand(present.shape[0], -1, -1, -1)
-        mask = mask.gather(3, present[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1))
-        if mask.shape[2] > 1:
-            mask = mask.gather(2, present[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-        return mask
-
     def _editing(
         self, block: int, edit: Callable[[BlockSignals], Any], capture: AttentionCapture
     ) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
-            prefix = self.host.prefix
-            patches = output[:, prefix:]
-            answer = edit(BlockSignals(block, patches, self._valid(capture), self.size, capture))
+            patches = output[:, self.host.prefix :]
+            with torch.autocast(output.device.type, enabled=False):  # what is scored in float32 stays in float32
+                answer = edit(BlockSignals(block, patches, self.valid, self.size, capture))
             capture.clear()
             if isinstance(answer, Merged):
-                return self._merge(block, output, answer)
+                return self._change(block, output, answer.index, None, answer)
             selected = answer if isinstance(answer, Selected) else Selected(answer)
             check_shape("index", selected.index, "B K", B=output.shape[0])
-            index = selected.index.sort(dim=1).values
-            self._note(block, index, patches.shape[1], selected.scores)
-            if index.shape[1] == patches.shape[1]:
-                return None
-            self.kept = index if self.kept is None else self.kept.gather(1, index)
-            return torch.cat([output[:, :prefix], gather_tokens(patches, index)], dim=1)
+            return self._change(block, output, selected.index.sort(dim=1).values, selected.scores)
 
         return hook
 
-    def _merge(self, block: int, output: Tensor, merged: Merged) -> Tensor | None:
-        present = output.shape[1] - self.host.prefix
-        self._note(block, merged.index, present, None)
-        if merged.index.shape[1] == present:
+    def _change(
+        self, block: int, output: Tensor, index: Tensor, scores: Tensor | None, merged: Merged | None = None
+    ) -> Tensor | None:
+        """Note the stage, and return the block's output with the patches at `index` or what they were merged into."""
+        patches = output[:, self.host.prefix :]
+        self._note(block, index, patches.shape[1], scores)
+        if index.shape[1] == patches.shape[1]:
             return None
-        self.kept = merged.index if self.kept is None else self.kept.gather(1, merged.index)
-        self.size = merged.size
-        return torch.cat([output[:, : self.host.prefix], merged.tokens], dim=1)
-
-    def _valid(self, capture: AttentionCapture) -> Tensor | None:
-        if capture.mask is None or self.merging:
-            return None
-        row = capture.mask[:, 0, 0, self.host.prefix :]
-        return row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
+        self.kept = index if self.kept is None else self.kept.gather(1, index)
+        self.valid = None if self.valid is None else self.valid.gather(1, index)
+        self.size = self.size if merged is None else merged.size
+        left = gather_tokens(patches, index) if merged is None else merged.tokens
+        return torch.cat([output[:, : self.host.prefix], left], dim=1)
 
     def _note(self, block: int, index: Tensor, present: int, scores: Tensor | None) -> None:
-        total = self.grid[0] * self.grid[1]
-        if self.kept is None and present != total:
-            raise ValueError(f"{present} patch tokens do not fill the {self.grid[0]} x {self.grid[1]} grid of the image")
+        total = self.images.total
+        if self.kept is None and self.places is None and present != total:
+            raise ValueError(f"{present} patch tokens do not fill the {self.images.grids[0]} grid of the image")
         original = index if self.kept is None else self.kept.gather(1, index)
-        if scores is not None and self.kept is not None:
+        before = self.kept
+        if self.places is not None:
+            original = self.places.gather(1, original)
+            before = self.places if before is None else self.places.gather(1, before)
+        if scores is not None and before is not None:
             full = torch.full((scores.shape[0], total), float("nan"), device=scores.device, dtype=scores.dtype)
-            scores = full.scatter_(1, self.kept, scores)
-        self.record(Dropped(block, original, total, self.grid, scores))
+            scores = full.scatter_(1, before, scores)
+        real = None if self.valid is None else self.valid.gather(1, index)
+        if self.places is not None:
+            original, order = original.sort(dim=1)
+            real = None if real is None else real.gather(1, order)
+        self.record(Dropped(block, original, total, self.images.grids, scores, real))

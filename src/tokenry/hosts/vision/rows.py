@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokenry.core.attention import cls_row
 from tokenry.hosts.attach import Hooks
+from tokenry.hosts.vision.places import rotate
 from tokenry.hosts.vision.towers import VisionHost, describe
 
 
@@ -46,6 +47,7 @@ class AttentionCapture:
         self.key: Tensor | None = None
         self.output: Tensor | None = None
         self.mask: Tensor | None = None
+        self.rotary: tuple[Tensor, ...] | None = None
 
     def install(self, hooks: Hooks) -> None:
         """Put the hooks on the attention module of the block."""
@@ -56,7 +58,7 @@ class AttentionCapture:
         hooks.forward_pre(self.host.outputs[self.layer], self._on_output)
 
     def keys(self) -> Tensor:
-        """Keys of the patches, [B,H,N,d]."""
+        """Keys of the patches, [B,H,N,d], before any rotation."""
         return self._heads(_filled(self.key))[:, :, self.host.prefix :]
 
     def content(self) -> Tensor:
@@ -67,13 +69,16 @@ class AttentionCapture:
         """CLS row over the patches, [B,H,N] float32."""
         query, key = self._heads(_filled(self.query)), self._heads(_filled(self.key))
         scale = self.host.scale(self.layer)
+        if self.rotary is not None:  # CLS itself is not turned
+            key = rotate(key, self.rotary)
         if self.mask is not None:
-            query, key = _with_bias(query, key, self.mask[:, :, 0], scale)
+            row = self.mask.bool()[:, None] if self.mask.dim() == 2 else self.mask[:, :, 0]
+            query, key = _with_bias(query, key, row, scale)
         return cls_row(query, key, scale=scale)[..., self.host.prefix :]
 
     def clear(self) -> None:
         """Forget the latest forward."""
-        self.query = self.key = self.output = self.mask = None
+        self.query = self.key = self.output = self.mask = self.rotary = None
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.host.heads, -1)).transpose(1, 2)
@@ -81,6 +86,7 @@ class AttentionCapture:
     def _on_enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.clear()
         self.mask = kwargs["attention_mask"] if "attention_mask" in kwargs else (args[1] if len(args) > 1 else None)
+        self.rotary = kwargs.get("position_embeddings")
 
     def _on_query(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         self.query = output[:, :1].detach()

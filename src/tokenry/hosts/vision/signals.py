@@ -1,6 +1,7 @@
 """Vision transformers as hosts: final tokens, the CLS row of attention without attention maps, dropping patches after a block.
 
-Families: ViT, DeiT (with its distillation token), DINOv2, DINOv2 with registers, CLIP vision, SigLIP vision.
+Families: ViT, DeiT (with its distillation token), ViT-MSN, I-JEPA, ViTMAE, BEiT, DINOv2 (with registers), DINOv3, CLIP vision,
+SigLIP and SigLIP 2 vision.
 """
 
 from __future__ import annotations
@@ -47,24 +48,26 @@ class FinalTokens(NamedTuple):
     patches: Tensor
 
 
-def final_tokens(model: nn.Module, pixel_values: Tensor, *, resize: bool = False) -> FinalTokens:
+def final_tokens(model: nn.Module, pixel_values: Tensor, *, resize: bool = False, **inputs: Any) -> FinalTokens:
     """Tokens after the final layer norm, split into prefix and patches.
 
-    ViT, DeiT, DINOv2 and SigLIP normalise all tokens themselves. CLIP normalises only the pooled CLS token, so its
-    ``post_layernorm`` is applied to all tokens here. SigLIP has no CLS token: its prefix is empty.
+    Most towers normalise all tokens themselves. CLIP normalises only the pooled CLS token and BEiT, where it averages patches,
+    only their average: the norm is applied to all tokens here. SigLIP and I-JEPA have no CLS token: their prefix is empty.
+    ViTMAE must hide nothing (``config.mask_ratio = 0``); its patches come in the order of the image, not shuffled.
 
     Args:
         model: a supported vision tower, or a classifier around one.
         pixel_values: [B,C,H,W] as the model's image processor makes them.
         resize: allow images of another size than the model's (its position embeddings are interpolated); otherwise the model
-            itself refuses them (DINOv2 always accepts them).
+            itself refuses them (DINOv2, DINOv3 and BEiT always accept them).
+        inputs: what else the model takes; SigLIP 2 needs ``spatial_shapes`` and ``pixel_attention_mask``.
 
     Raises:
         UnsupportedModelError: unknown model class.
-        ValueError: image sides that are not multiples of the patch side.
+        ValueError: image sides that are not multiples of the patch side, or a ViTMAE that hides patches.
     """
     host = describe(model)
-    output = _run(host, pixel_values, resize)
+    output = _run(host, pixel_values, resize, **inputs)
     tokens = output.last_hidden_state
     if host.final_norm is not None:
         tokens = host.final_norm(tokens)
@@ -72,12 +75,17 @@ def final_tokens(model: nn.Module, pixel_values: Tensor, *, resize: bool = False
 
 
 def global_and_patches(
-    model: nn.Module, pixel_values: Tensor, *, anchor: Literal["cls", "pooled"] = "cls", resize: bool = False
+    model: nn.Module,
+    pixel_values: Tensor,
+    *,
+    anchor: Literal["cls", "pooled"] = "cls",
+    resize: bool = False,
+    **inputs: Any,
 ) -> Tensor:
     """One global token followed by the patch tokens, [B,1+N,D]: registers and the distillation token are left out.
 
     `anchor` ``"cls"`` takes the CLS token. ``"pooled"`` takes SigLIP's attention-pooled vector, which must be asked for because
-    it is another kind of vector than a CLS token; no other family has one.
+    it is another kind of vector than a CLS token; SigLIP 2 has one, too, and no other family. `inputs` as in `final_tokens`.
 
     Raises:
         UnsupportedModelError: ``"cls"`` on a model without CLS, ``"pooled"`` on a model without a pooling head.
@@ -86,13 +94,12 @@ def global_and_patches(
     host = describe(model)
     if anchor == "cls":
         host.require_cls("anchor='cls'")
-        prefix, patches = final_tokens(model, pixel_values, resize=resize)
+        prefix, patches = final_tokens(model, pixel_values, resize=resize, **inputs)
         return torch.cat([prefix[:, :1], patches], dim=1)
-    if host.family != "siglip" or not getattr(host.model, "use_head", False):
-        raise UnsupportedModelError.of(
-            model, ("SiglipVisionModel",), reason="anchor='pooled' needs a model with an attention-pooling head"
-        )
-    output = _run(host, pixel_values, resize)
+    if host.family not in ("siglip", "siglip2") or not getattr(host.model, "use_head", False):
+        supported = ("SiglipVisionModel", "Siglip2VisionModel")
+        raise UnsupportedModelError.of(model, supported, reason="anchor='pooled' needs a model with an attention-pooling head")
+    output = _run(host, pixel_values, resize, **inputs)
     return torch.cat([output.pooler_output[:, None], output.last_hidden_state], dim=1)
 
 
@@ -114,7 +121,20 @@ def cls_attention(model: nn.Module, pixel_values: Tensor, *, layer: int = -1, re
     return row.attention
 
 
-def _run(host: VisionHost, pixel_values: Tensor, resize: bool) -> Any:
-    host.grid(image_size_of(pixel_values))
-    options = {"interpolate_pos_encoding": True} if resize and host.resize == "argument" else {}
-    return host.model(pixel_values, **options)
+def _run(host: VisionHost, pixel_values: Tensor, resize: bool, **inputs: Any) -> Any:
+    if not host.layout.packed:
+        host.grid(image_size_of(pixel_values))
+    if resize and host.layout.resize == "argument":
+        inputs["interpolate_pos_encoding"] = True
+    if host.layout.shuffled:
+        inputs["noise"] = _in_order(host, pixel_values)
+    return host.model(pixel_values, **inputs)
+
+
+def _in_order(host: VisionHost, pixel_values: Tensor) -> Tensor:
+    """Noise [B,N] that leaves the patches of ViTMAE in the order of the image."""
+    config: Any = host.model.config
+    if config.mask_ratio != 0:
+        raise ValueError(f"config.mask_ratio must be 0 where all patches are read, got {config.mask_ratio}")
+    rows, columns = host.grid(image_size_of(pixel_values))
+    return torch.arange(rows * columns, device=pixel_values.device).float().expand(len(pixel_values), -1)

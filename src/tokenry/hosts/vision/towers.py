@@ -1,8 +1,8 @@
 """Which vision transformers of transformers are known, and where their parts are.
 
 A *tower* is the module that turns pixels into tokens (``ViTModel``, ``CLIPVisionModel`` ...). Classifiers and projections built
-around one tower are accepted too and resolved to it. Composite models (``CLIPModel``, ``LlavaForConditionalGeneration``) are
-not: pass their vision sub-model.
+around one tower are accepted too and resolved to it, as is what `tokenry.hosts.wrappers` takes off. Composite models
+(``CLIPModel``, ``LlavaForConditionalGeneration``) are not: pass their vision sub-model.
 """
 
 from __future__ import annotations
@@ -14,65 +14,101 @@ import torch
 from torch import nn
 
 from tokenry.core.checks import check_int
-from tokenry.errors import UnsupportedModelError
+from tokenry.errors import ADD_A_FAMILY, UnsupportedModelError
+from tokenry.hosts.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
-class _Family:
-    """Where a family keeps its parts; dotted names are relative to the tower."""
+class ViTFamily:
+    """Where a family of vision transformers keeps its parts; dotted names are relative to the tower.
+
+    Attributes:
+        name: what `VisionHost.family` says.
+        blocks: the list of blocks; a block maps hidden states [B,N,D] (its first argument) to a tensor of that shape.
+        attention: the attention inside a block, which holds ``q_proj`` and ``k_proj``, and ``scaling`` or ``scale``.
+        output: the output projection inside the attention.
+        prefix: tokens before the patches; None is one and the ``num_register_tokens`` of the config.
+        has_cls: whether the first of them is a CLS token.
+        final_norm: a norm that the tower does not apply to all tokens itself, where there is one.
+        resize: whether other image sizes need ``interpolate_pos_encoding=True`` ("argument") or nothing ("automatic").
+        bias: a module inside a block that makes a relative position bias [1,H,1+N,1+N], where there is one.
+        packed: images come as patches [B,N,C*h*w] with ``spatial_shapes`` and ``pixel_attention_mask``.
+        shuffled: the embeddings hide and shuffle patches and return ``(tokens, mask, ids_restore)``.
+    """
 
     name: str
-    blocks: str
-    attention: str
-    output: str
-    patches: str
-    prefix: int | None
-    has_cls: bool
-    final_norm: str | None
-    resize: Literal["argument", "automatic"]
+    blocks: str = "layers"
+    attention: str = "attention"
+    output: str = "o_proj"
+    prefix: int | None = 1
+    has_cls: bool = True
+    final_norm: str | None = None
+    resize: Literal["argument", "automatic"] = "argument"
+    bias: str | None = None
+    packed: bool = False
+    shuffled: bool = False
 
 
-_VIT = _Family("vit", "layers", "attention", "o_proj", "embeddings.patch_embeddings.projection", 1, True, None, "argument")
-_DEIT = _Family("deit", "layers", "attention", "o_proj", "embeddings.patch_embeddings.projection", 2, True, None, "argument")
-_DINO = _Family(
-    "dinov2", "encoder.layer", "attention", "o_proj", "embeddings.patch_embeddings.projection", 1, True, None, "automatic"
-)
-_DINO_REGISTERS = _Family(
-    "dinov2_with_registers",
-    "encoder.layer",
-    "attention",
-    "o_proj",
-    "embeddings.patch_embeddings.projection",
-    None,
-    True,
-    None,
-    "automatic",
-)
-# CLIP normalises only the pooled CLS token; its last_hidden_state is the raw output of the last block.
-_CLIP = _Family(
-    "clip", "encoder.layers", "self_attn", "out_proj", "embeddings.patch_embedding", 1, True, "post_layernorm", "argument"
-)
-_SIGLIP = _Family("siglip", "encoder.layers", "self_attn", "out_proj", "embeddings.patch_embedding", 0, False, None, "argument")
-
-_TOWERS: dict[str, _Family] = {
-    "ViTModel": _VIT,
-    "DeiTModel": _DEIT,
-    "Dinov2Model": _DINO,
-    "Dinov2WithRegistersModel": _DINO_REGISTERS,
-    "CLIPVisionModel": _CLIP,
-    "SiglipVisionModel": _SIGLIP,
+_CLIP_LIKE: dict[str, Any] = {"blocks": "encoder.layers", "attention": "self_attn", "output": "out_proj"}
+_DINO_LIKE: dict[str, Any] = {"blocks": "encoder.layer", "resize": "automatic"}
+_TOWERS: dict[str, ViTFamily] = {
+    "ViTModel": ViTFamily("vit"),
+    "DeiTModel": ViTFamily("deit", prefix=2),
+    "ViTMSNModel": ViTFamily("vit_msn"),
+    "IJepaModel": ViTFamily("ijepa", prefix=0, has_cls=False),
+    "ViTMAEModel": ViTFamily("vit_mae", shuffled=True),
+    # Where BEiT averages patches, it normalises the average instead of the tokens.
+    "BeitModel": ViTFamily("beit", final_norm="pooler.layernorm", resize="automatic", bias="relative_position_bias"),
+    "Dinov2Model": ViTFamily("dinov2", **_DINO_LIKE),
+    "Dinov2WithRegistersModel": ViTFamily("dinov2_with_registers", prefix=None, **_DINO_LIKE),
+    "DINOv3ViTModel": ViTFamily("dinov3_vit", blocks="model.layer", prefix=None, resize="automatic"),
+    # CLIP normalises only the pooled CLS token; its last_hidden_state is the raw output of the last block.
+    "CLIPVisionModel": ViTFamily("clip", final_norm="post_layernorm", **_CLIP_LIKE),
+    "SiglipVisionModel": ViTFamily("siglip", prefix=0, has_cls=False, **_CLIP_LIKE),
+    "Siglip2VisionModel": ViTFamily("siglip2", prefix=0, has_cls=False, packed=True, resize="automatic", **_CLIP_LIKE),
 }
 _AROUND: dict[str, str] = {
     "ViTForImageClassification": "vit",
     "DeiTForImageClassification": "deit",
     "DeiTForImageClassificationWithTeacher": "deit",
+    "ViTMSNForImageClassification": "vit",
+    "IJepaForImageClassification": "ijepa",
+    "BeitForImageClassification": "beit",
     "Dinov2ForImageClassification": "dinov2",
     "Dinov2WithRegistersForImageClassification": "dinov2_with_registers",
     "CLIPVisionModelWithProjection": "vision_model",
     "CLIPForImageClassification": "vision_model",
     "SiglipForImageClassification": "vision_model",
+    "Siglip2ForImageClassification": "vision_model",
 }
 SUPPORTED: tuple[str, ...] = (*_TOWERS, *_AROUND)
+
+_WINDOWS = "it attends within windows, which need the full grid of patches: none of them can be dropped on the way"
+_STAGES = "its stages merge neighbouring patches, which needs the full grid: none of them can be dropped on the way"
+_DECODER = "its decoder puts the tokens back into the grid and needs every one; pass its encoder, model.{}"
+_WHY_NOT: dict[str, str] = {
+    **dict.fromkeys(("swin", "swinv2", "swin2sr", "donut", "maskformer", "hiera"), _WINDOWS),
+    **dict.fromkeys(("sam", "sam_hq", "sam2", "sam3", "vitdet"), _WINDOWS),
+    **dict.fromkeys(("pvt", "pvt_v2", "cvt", "levit", "segformer", "glpn", "focalnet", "mobilevit", "mobilevitv2"), _STAGES),
+}
+"""Folder of transformers -> why its towers are refused."""
+_ADDED: dict[type[nn.Module], ViTFamily] = {}
+
+
+def add_family(tower: type[nn.Module], family: ViTFamily) -> None:
+    """Let `tower`, a class of one's own, and its subclasses be pruned like the known towers, in this process.
+
+    Its instances need a ``config`` with ``hidden_size``, ``num_attention_heads``, ``image_size`` and ``patch_size``, and a
+    forward whose first argument is ``pixel_values``.
+
+    Raises:
+        TypeError: `tower` is not a class of modules, or `family` not a `ViTFamily`.
+    """
+    if not (isinstance(tower, type) and issubclass(tower, nn.Module)):
+        raise TypeError(f"tower must be a subclass of torch.nn.Module, got {tower!r}")
+    if not isinstance(family, ViTFamily):
+        raise TypeError(f"family must be a ViTFamily, got {family!r}")
+    _ADDED[tower] = family
 
 
 @dataclass(frozen=True)
@@ -95,7 +131,8 @@ class VisionHost:
     width: int
     heads: int
     final_norm: nn.Module | None = field(repr=False)
-    resize: Literal["argument", "automatic"]
+    layout: ViTFamily = field(repr=False)
+    whole: nn.Module = field(repr=False)
 
     @property
     def depth(self) -> int:
@@ -148,13 +185,14 @@ def describe(model: nn.Module) -> VisionHost:
     Raises:
         UnsupportedModelError: not a known vision tower or a head around one; the message lists the supported classes.
     """
-    tower = _tower(model)
-    names = _class_names(tower)
-    family = next((_TOWERS[name] for name in names if name in _TOWERS), None)
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError.of(model, SUPPORTED)
+    model = unwrapped(model)
+    names = _class_names(model)
+    tower = next((model.get_submodule(_AROUND[name]) for name in names if name in _AROUND), model)
+    family = _family(tower)
     if family is None:
-        vision = next((n for n in ("vision_model", "vision_tower", "visual") if _reaches(model, n)), None)
-        reason = f"pass its vision sub-model, for example model.{vision}" if vision else ""
-        raise UnsupportedModelError.of(model, SUPPORTED, reason=reason)
+        raise UnsupportedModelError.of(model, SUPPORTED, reason=_why_not(model), guide=f"{ADD_A_FAMILY}, Vision transformers")
     config: Any = tower.config
     blocks = tuple(tower.get_submodule(family.blocks).children())
     attentions = tuple(block.get_submodule(family.attention) for block in blocks)
@@ -167,11 +205,12 @@ def describe(model: nn.Module) -> VisionHost:
         prefix=1 + config.num_register_tokens if family.prefix is None else family.prefix,
         has_cls=family.has_cls,
         patch=as_pair("patch_size", config.patch_size),
-        image_size=as_pair("image_size", config.image_size),
+        image_size=_trained_size(config, family),
         width=config.hidden_size,
         heads=config.num_attention_heads,
-        final_norm=None if family.final_norm is None else tower.get_submodule(family.final_norm),
-        resize=family.resize,
+        final_norm=_submodule(tower, family.final_norm),
+        layout=family,
+        whole=model,
     )
 
 
@@ -188,13 +227,21 @@ def image_size_of(pixel_values: Any) -> tuple[int, int]:
     return pixel_values.shape[2], pixel_values.shape[3]
 
 
-def _tower(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError.of(model, SUPPORTED)
-    for name in _class_names(model):
-        if name in _AROUND:
-            return model.get_submodule(_AROUND[name])
-    return model
+def _family(tower: nn.Module) -> ViTFamily | None:
+    added = (_ADDED[cls] for cls in type(tower).__mro__ if cls in _ADDED)
+    return next(added, None) or next((_TOWERS[name] for name in _class_names(tower) if name in _TOWERS), None)
+
+
+def _trained_size(config: Any, family: ViTFamily) -> tuple[int, int]:
+    if not family.packed:
+        return as_pair("image_size", config.image_size)
+    side = int(config.num_patches**0.5) * config.patch_size  # a square of patches, however the images are shaped
+    return side, side
+
+
+def _submodule(tower: nn.Module, name: str | None) -> nn.Module | None:
+    """The named module; None where it is absent, or None, in this instance."""
+    return None if name is None else dict(tower.named_modules()).get(name)
 
 
 def _class_names(model: nn.Module) -> list[str]:
@@ -202,5 +249,15 @@ def _class_names(model: nn.Module) -> list[str]:
     return [c.__name__ for c in type(model).__mro__ if c.__module__.startswith("transformers.models.")]
 
 
-def _reaches(model: object, name: str) -> bool:
-    return isinstance(getattr(model, name, None), nn.Module)
+def _why_not(model: nn.Module) -> str:
+    """The reason for refusing `model`, where there is a better one than that nobody has written it down."""
+    for cls in type(model).__mro__:
+        folder = cls.__module__.removeprefix("transformers.models.").partition(".")[0]
+        if cls.__module__.startswith("transformers.models.") and folder in _WHY_NOT:
+            return _WHY_NOT[folder]
+    if type(model).__name__.endswith(("ForPreTraining", "ForMaskedImageModeling")):
+        inner = next((name for name, child in model.named_children() if _family(child) is not None), None)
+        return _DECODER.format(inner) if inner else ""
+    parts = ("vision_model", "vision_tower", "visual")
+    inner = next((name for name in parts if isinstance(getattr(model, name, None), nn.Module)), None)
+    return f"pass its vision sub-model, for example model.{inner}" if inner else ""

@@ -34,7 +34,7 @@ class EETHashModel(nn.Module):
     Student and teacher have this one form; the student has a `pruner`, the teacher none.
 
     Args:
-        backbone: a supported vision tower with a CLS token (``ViTModel``, ``DeiTModel``, DINOv2, ``CLIPVisionModel``).
+        backbone: a supported vision tower with a CLS token (``ViTModel``, ``DINOv3ViTModel``, ``CLIPVisionModel`` ...).
         num_classes: c.
         bits: code length K.
         pruner: `EET` or any baseline of `tokenry.pruning.vit_baselines`, active in every forward; None: dense.

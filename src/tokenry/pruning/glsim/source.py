@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +43,17 @@ class GLSim(Pruner):
         check_choice("anchor", self.anchor, ("cls", "pooled"))
 
     @torch.no_grad()
-    def importance(self, model: nn.Module, pixel_values: Tensor, *, resize: bool = False) -> Tensor:
+    def importance(self, model: nn.Module, pixel_values: Tensor, *, resize: bool = False, **inputs: Any) -> Tensor:
         """Importance [B,N] of the patches of `pixel_values` [B,C,H,W] in a vision tower; larger is better for every score.
+
+        `inputs` is what else the model takes, such as the ``spatial_shapes`` of SigLIP 2.
 
         Raises:
             UnsupportedModelError: unknown class, or no CLS token where one is needed.
         """
         if self.score == "cls_attention":
             return cls_attention(model, pixel_values, resize=resize).mean(dim=1)
-        tokens = global_and_patches(model, pixel_values, anchor=self.anchor, resize=resize)
+        tokens = global_and_patches(model, pixel_values, anchor=self.anchor, resize=resize, **inputs)
         return best_first(global_local_similarity(tokens, self.metric), self.metric)
 
     @torch.no_grad()

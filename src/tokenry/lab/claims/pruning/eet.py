@@ -1,8 +1,9 @@
-"""EET: a sixth of the patches, as accurate and as good at retrieval as all of them.
+"""EET: trained with a sixth of the patches, as accurate and as good at retrieval as with all of them.
 
-Two parts on the digit testbed (36 patches, pruned to 12 after block 1 and to 6 after block 2). Without training: the trained
-dense classifier is pruned by content importance, CLS row, merging and chance. With training: hashing models start from that
-classifier and are trained with pruning; the queries' codes are ranked against the target codes of the training images.
+The paper trains with the pruning in place, and so does the claim, on the digit testbed (36 patches, pruned to 12 after block 1
+and to 6 after block 2): hashing models start from one dense classifier and are trained alike, dense, with chance, with content
+pruning and with the full method. Queries' codes are ranked against the target codes of the training images. What the classifier
+loses when it is pruned without that training is recorded beside it, with CLS row, merging and chance, and decides nothing.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ _KEEP = {1: 12, 2: 6}
 
 
 class EETClaim(Claim):
-    """Accuracy and retrieval at one sixth of the patches against the dense model, CLS row, merging and chance."""
+    """Accuracy and retrieval at one sixth of the patches, trained that way, against the dense model and chance."""
 
     system = "eet"
     statement = (
-        "Content-based pruning to a sixth of the patches stays within two points of the dense accuracy, without training and "
-        "when trained with it, and the full method retrieves within five points of dense mAP"
+        "Trained with the pruning in place, content-based pruning to a sixth of the patches stays within two points of the "
+        "accuracy of the dense model trained alike and beats chance, and the full method retrieves within five points of dense "
+        "mAP and better than random pruning"
     )
     metric = "top-1 accuracy per test image; average precision per query (8 bits, target codes, expected over ties)"
     contrasts = (
-        Contrast("without training, within two points of dense", "ctp", "dense", -0.02),
-        Contrast("without training, content importance beats chance", "ctp", "random", 0.0),
         Contrast("trained with pruning, within two points of dense", "trained_ctp", "trained_dense", -0.02),
+        Contrast("trained with pruning, content importance beats chance", "trained_ctp", "trained_random", 0.0),
         Contrast("full method retrieves within five points of dense", "map_eet", "map_dense", -0.05),
         Contrast("full method retrieves better than random pruning", "map_eet", "map_random", 0.0),
     )
@@ -55,7 +56,7 @@ class EETClaim(Claim):
         }[scale]
 
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
-        """Train one classifier, prune it in every way, then train the hashing models from it."""
+        """Train one classifier, then the hashing models from it; prune the classifier in every way beside it."""
         if scale == "paper":
             from tokenry.lab.beds.pictures.birds import eet_measurement
 
@@ -85,6 +86,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _pruned_accuracy(model: torch.nn.Module, test: DigitCanvases, seed: int) -> dict[str, list[float]]:
+    """Hits of the dense classifier, whole and pruned in every way, without having been trained for it."""
     from tokenry.pruning.eet import EET
     from tokenry.pruning.vit_baselines import ClsRow, RandomPatches, ToMe
 
