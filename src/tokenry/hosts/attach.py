@@ -171,9 +171,3 @@ def attached(model: nn.Module, owner: str, *, kind: str = "tokens") -> Iterator[
             NotInForceWarning,
             stacklevel=4,
         )
-
-
-def _forget_compiled() -> None:
-    """Drop compiled code: it does not ask whether hooks came or went since it was made, and would run without them."""
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()

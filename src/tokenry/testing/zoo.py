@@ -23,11 +23,8 @@ _VISION = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 24,
     "patch_size": 4,
 }  # fmt: skip
-<<<<<<< HEAD
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-=======
 _PACKED = {**{key: value for key, value in _VISION.items() if key != "image_size"}, "num_patches": 36}
->>>>>>> vit
 _GPT2 = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
 _MAMBA = {**_TOKENS, "hidden_size": 32, "num_hidden_layers": 2}
 _ENCODEC = {
@@ -97,16 +94,11 @@ def tiny(name: str, *, seed: int = 0, **overrides: Any) -> Any:
     """A tiny model of a transformers class with random weights from `seed`, in evaluation mode.
 
     Args:
-<<<<<<< HEAD
         name: a decoder (llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma, gemma2, gemma3, granite, starcoder2,
             stablelm, phi, phi3, olmo2, olmo3, smollm3, cohere2, glm4, ernie4_5, hunyuan, gpt_oss, gpt2, mamba), an encoder
-            (bert), a vision tower (vit, deit, dinov2, dinov2_with_registers, clip, siglip), an audio codec of 1 kHz (encodec,
-            dac, mimi), or a vision-language model (llava, onevision, qwen2_5_vl).
-=======
-        name: a decoder (llama, mistral, qwen2, qwen3, phi3, gemma3, gpt2, mamba), an encoder (bert), a vision tower (vit,
-            deit, vit_msn, vit_mae, ijepa, beit, dinov2, dinov2_with_registers, dinov3, clip, siglip, siglip2), an audio codec
-            of 1 kHz (encodec, dac, mimi), or a vision-language model (llava, onevision, qwen2_5_vl).
->>>>>>> vit
+            (bert), a vision tower (vit, deit, vit_msn, vit_mae, ijepa, beit, dinov2, dinov2_with_registers, dinov3, clip,
+            siglip, siglip2), an audio codec of 1 kHz (encodec, dac, mimi), or a vision-language model (llava, onevision,
+            qwen2_5_vl).
         seed: of the weights; the global random state is left as it was.
         overrides: fields of the config, and further arguments of the class (``add_pooling_layer``); for vision-language
             models ``layers`` of the decoder and ``attention``.
