@@ -65,10 +65,10 @@ class Recipe:
     tower_rate: float = 2e-3
     align_steps: int = 150
     align_rate: float = 3e-3
-    answer_steps: int = 1400
+    answer_steps: int = 600
     answer_rate: float = 3e-3
-    joint_steps: int = 600
-    joint_rate: float = 1e-3
+    joint_steps: int = 900
+    joint_rate: float = 1.2e-3
     batch: int = 16
     questions: int = 12
 
@@ -236,7 +236,7 @@ def choose(
 
 
 @torch.no_grad()
-def held_accuracy(trainer: Trainer, batches: int = 3) -> dict[str, float]:
+def held_accuracy(trainer: Trainer, batches: int = 2) -> dict[str, float]:
     """Exact-token accuracy per kind on the test setting, all tokens kept; `half`, `tenth`, `needed` with that much kept."""
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     facts: dict[str, float] = {}

@@ -55,7 +55,7 @@ class CanvasSpec:
     noise: tuple[float, float] = (0.0, 0.05)
     gap: int = 2
     snap: int = 1
-    kinds: tuple[float, float, float] = (0.5, 0.15, 0.35)
+    kinds: tuple[float, float, float] = (0.45, 0.2, 0.35)
 
     def __post_init__(self) -> None:
         if self.size % self.patch:
@@ -153,7 +153,7 @@ def _place(generator: torch.Generator, sizes: Tensor, wanted: Tensor, spec: Canv
     tries = torch.rand(n, slots, _TRIES, 2, generator=generator)
     for slot in range(slots):
         size = sizes[:, slot, None]
-        start = (tries[:, slot] * (spec.size - size) / spec.snap).round() * spec.snap
+        start = (tries[:, slot] * (spec.size - size + 1) / spec.snap).floor() * spec.snap
         box = torch.cat([start, start + size], -1)
         others = boxes[:, None, :slot]
         apart = (box[:, :, None, :2] >= others[..., 2:] + spec.gap) | (box[:, :, None, 2:] + spec.gap <= others[..., :2])

@@ -85,12 +85,12 @@ def ask(canvases: Canvases, index: int, rng: random.Random, kind: str) -> Questi
 def _things(canvases: Canvases, index: int) -> list[_Thing]:
     there = canvases.there[index].nonzero()[:, 0].tolist()
     classes, colours, values = (x[index].tolist() for x in (canvases.classes, canvases.colours, canvases.values))
-    centres = canvases.centres()[index].tolist()
-    third, edge = 1 / 3, _EDGE / canvases.spec.size
+    centres = (canvases.centres()[index] * canvases.spec.size).tolist()
+    third = canvases.spec.size / 3
     found = []
     for k in there:
         row, column = centres[k]
-        clear = all(abs(x - border) >= edge for x in (row, column) for border in (third, 2 * third))
+        clear = all(abs(x - border) >= _EDGE for x in (row, column) for border in (third, 2 * third))
         zone = ZONES[min(int(row / third), 2) * 3 + min(int(column / third), 2)]
         colour = COLOUR_NAMES[colours[k]] if colours[k] >= 0 else ""
         found.append(_Thing(k, NAMES[classes[k]], colour, values[k], row, column, zone, clear))
@@ -166,7 +166,7 @@ def _relation(things: list[_Thing], rng: random.Random) -> Question | None:
     a, b = rng.sample(found, 2)
     word, axis = rng.choice((("left of", "column"), ("above", "row")))
     first, second = getattr(a, axis), getattr(b, axis)
-    if abs(first - second) < _APART / 112:
+    if abs(first - second) < _APART:
         return None
     return Question(f"is {a.name} {word} {b.name}", "yes" if first < second else "no", "relation", (a.number, b.number))
 
@@ -194,9 +194,12 @@ def _count_color(things: list[_Thing], rng: random.Random) -> Question | None:
     digits = _of_family(things, "digit")
     if not digits:
         return None
-    # Half of the time about the most frequent colour: otherwise 1 would be nearly all answers.
     colours = [t.colour for t in digits]
-    colour = rng.choice(sorted(set(colours))) if rng.random() < 0.5 else max(sorted(set(colours)), key=colours.count)
+    most = max(sorted(set(colours)), key=colours.count)
+    # mostly about the most frequent colour, and seldom where no colour repeats: otherwise 1 would be nearly all answers
+    if colours.count(most) == 1 and rng.random() < 0.7:
+        return None
+    colour = rng.choice(sorted(set(colours))) if rng.random() < 0.3 else most
     found = tuple(t.number for t in digits if t.colour == colour)
     return Question(f"how many {colour} digits", str(len(found)), "count_color", found)
 

@@ -36,6 +36,7 @@ _OTHER_WORDS = (
 )  # fmt: skip
 _ALL_WORDS = (*SPECIAL, *(str(digit) for digit in range(10)), *COLOUR_NAMES, *THING_NAMES, *ZONES, *_OTHER_WORDS)
 WORDS: dict[str, int] = {word: index for index, word in enumerate(dict.fromkeys(_ALL_WORDS))}
+_CHOICES = 4  # pictures drawn per item, so that the kinds are asked equally often
 ANSWER_WORDS = 2  # a number is answered digit by digit
 PIXEL_MEAN, PIXEL_STD = 0.15, 0.25
 
@@ -125,18 +126,20 @@ def vqa_items(
     check_int("n", n, minimum=1)
     test = split == "test"
     sheet = load_sheet((folder or WEIGHTS) / TEST_SHEET) if test else build_sheet(train=True)
-    canvases = make_canvases(torch.Generator().manual_seed(seed), sheet, n, spec=spec or (TEST_SPEC if test else CanvasSpec()))
+    spec = spec or (TEST_SPEC if test else CanvasSpec())
+    canvases = make_canvases(torch.Generator().manual_seed(seed), sheet, _CHOICES * n, spec=spec)
     owners = canvases.owners()
     rng = random.Random(seed)
     items: list[VQAItem] = []
-    for index in range(n):
-        # a picture that does not allow its kind (equal digits cannot be compared) gets the next kind that it allows
-        wanted = [kinds[(index + shift) % len(kinds)] for shift in range(len(kinds))]
-        question = next((q for kind in wanted if (q := ask(canvases, index, rng, kind)) is not None), None)
-        if question is None:
-            question = questions(canvases, index, rng, 1)[0]
-        relevant = torch.isin(owners[index], torch.tensor(question.objects))
-        items.append(VQAItem(canvases.images[index], question.text, question.answer, question.kind, relevant))
+    for number in range(n):
+        places = range(_CHOICES * number, _CHOICES * (number + 1))
+        kind = kinds[number % len(kinds)]
+        asked = ((place, ask(canvases, place, rng, kind)) for place in places)
+        place, question = next(((place, q) for place, q in asked if q is not None), (places[0], None))
+        # where no picture allows the kind (equal digits cannot be compared), the first is asked something else
+        question = question or questions(canvases, place, rng, 1, kinds)[0]
+        relevant = torch.isin(owners[place], torch.tensor(question.objects))
+        items.append(VQAItem(canvases.images[place], question.text, question.answer, question.kind, relevant))
     return items
 
 
