@@ -1,6 +1,6 @@
 """Measure the packaged visual-question-answering model, write acceptance.json beside its weights and the table on its page.
 
-    python tools/measure_vqa.py [--folder DIR] [--items 800]
+python tools/measure_vqa.py [--folder DIR] [--items 800]
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ instead of asking for it again. Batch sizes are those of one process.
 1. `tower`: every patch names the object it belongs to, its colour and its centre (first on densely filled canvases, which give
    more supervision per picture, then on ordinary ones); the CLS token names what is present.
 2. `align`: the projected patch comes near the embeddings of the words that describe its object.
-3. `answers`: projector and decoder learn many questions per picture; a block mask and restarted positions let every question see
-   the picture and itself only, which is the single-question prompt of use.
+3. `answers`: projector and decoder learn many questions per picture; a block mask and restarted positions let every question
+   see the picture and itself only, which is the single-question prompt of use.
 4. `joint`: everything together, the tower keeping its own loss.
 
-In stages 3 and 4 visual tokens are dropped after the projector, as pruners do it: of a quarter of the batches none, of half of them
-a random share of up to 90 %, of the rest all but those of the objects that a question needs. What is left stands at renumbered,
+In stages 3 and 4 visual tokens are dropped after the projector, as pruners do it: of a quarter of the batches none, of half a
+random share of up to 90 %, of the rest all but those of the objects that a question needs. What is left stands at renumbered,
 original or any ascending positions. A finished stage is kept in DIR, and the same command goes on after it.
 """
 
@@ -67,7 +67,7 @@ class Recipe:
     align_rate: float = 3e-3
     answer_steps: int = 600
     answer_rate: float = 3e-3
-    joint_steps: int = 900
+    joint_steps: int = 750
     joint_rate: float = 1.2e-3
     batch: int = 16
     questions: int = 12
@@ -219,9 +219,7 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
             trainer.log("joint" if joint else "answers", step + 1, loss, held_accuracy(trainer))
 
 
-def choose(
-    way: str, canvases: Canvases, turns: losses.Turns, rng: random.Random, generator: torch.Generator
-) -> losses.Kept:
+def choose(way: str, canvases: Canvases, turns: losses.Turns, rng: random.Random, generator: torch.Generator) -> losses.Shown:
     """Visual tokens that a batch keeps: all, a random share, or those that the first question of each picture needs."""
     owners = canvases.owners()
     if way == "all":
@@ -259,7 +257,12 @@ def held_accuracy(trainer: Trainer, batches: int = 2) -> dict[str, float]:
             if way == "all":
                 lengths = (turns.targets >= 0) & (turns.targets != WORDS["<eos>"])
                 counts = lengths.view(len(lengths), -1, losses.SLOT).sum(-1)
-                names = [k for row, many in zip(turns.kinds, counts.tolist(), strict=True) for k, m in zip(row, many, strict=True) for _ in range(m)]
+                names = [
+                    k
+                    for row, many in zip(turns.kinds, counts.tolist(), strict=True)
+                    for k, m in zip(row, many, strict=True)
+                    for _ in range(m)
+                ]
                 for kind, hit in zip(names, batch, strict=True):
                     right[kind].append(hit)
         facts[way] = sum(hits) / len(hits)

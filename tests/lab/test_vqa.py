@@ -37,7 +37,9 @@ def sheet():
     def noise(*shape):
         return torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
 
-    return Sheet(noise(50, 24, 24), torch.arange(50) % 10, noise(20, 4, 40, 40), torch.arange(20) % len(THINGS), noise(3, 128, 128, 3))
+    return Sheet(
+        noise(50, 24, 24), torch.arange(50) % 10, noise(20, 4, 40, 40), torch.arange(20) % len(THINGS), noise(3, 128, 128, 3)
+    )
 
 
 def objects_of(canvases, index):
@@ -53,7 +55,8 @@ def objects_of(canvases, index):
     return found
 
 
-def zone(row, column, size):
+def zone(thing, size):
+    row, column = thing[3:]
     return ZONES[min(int(3 * row / size), 2) * 3 + min(int(3 * column / size), 2)]
 
 
@@ -78,11 +81,11 @@ def replied(text, shown, size):
         assert abs(shown[a][axis] - shown[b][axis]) >= 14
         return ("yes" if shown[a][axis] < shown[b][axis] else "no"), {a, b}
     if text.startswith("what is in"):
-        found = single(k for k, t in shown.items() if zone(*t[3:], size) == words[-1])
+        found = single(k for k, t in shown.items() if zone(t, size) == words[-1])
         return shown[found][0], {found}
     if words[0] == "where":
         found = single(k for k, t in shown.items() if t[0] == words[-1])
-        return zone(*shown[found][3:], size), {found}
+        return zone(shown[found], size), {found}
     if words[1] == "color":
         found = single(k for k, t in digits.items() if t[0] == words[-1])
         return shown[found][1], {found}
@@ -120,8 +123,9 @@ def test_objects_lie_apart_and_inside_and_own_their_patches(sheet, seed, snap):
         count = torch.zeros(spec.size, spec.size)
         for k in canvases.there[index].nonzero()[:, 0].tolist():
             top, left, bottom, right = (int(x) for x in canvases.boxes[index, k])
-            assert 0 <= top < bottom <= spec.size and 0 <= left < right <= spec.size
-            assert top % snap == 0 and left % snap == 0
+            assert 0 <= top < bottom <= spec.size
+            assert 0 <= left < right <= spec.size
+            assert top % snap == left % snap == 0
             count[top:bottom, left:right] += 1
             inside = torch.zeros(spec.size, spec.size)
             inside[top:bottom, left:right] = 1
@@ -190,7 +194,9 @@ def test_what_is_kept_in_training_is_what_the_mask_says(seed):
         real = kept.real[row]
         assert kept.index[row, real].tolist() == mask[row].nonzero()[:, 0].tolist()
         places = kept.positions[row, real]
-        assert places.min() >= 1 and (places.diff() > 0).all() and kept.start[row] > places.max()
+        assert places.min() >= 1
+        assert (places.diff() > 0).all()
+        assert kept.start[row] > places.max()
 
 
 @torch.no_grad()
@@ -202,7 +208,7 @@ def test_training_form_equals_the_pruned_single_question_prompt(sheet, positions
     output = model.model.vision_tower(vqa.pixel_values(canvases.images), output_hidden_states=True)
     index = torch.arange(0, 196, 3).expand(2, -1)
     places, start = (index + 1, 197) if positions == "gather" else (torch.arange(1, 67).expand(2, -1), 67)
-    kept = vqa_losses.Kept(index, torch.ones_like(index, dtype=torch.bool), places, torch.full((2,), start))
+    kept = vqa_losses.Shown(index, torch.ones_like(index, dtype=torch.bool), places, torch.full((2,), start))
     logits, targets = vqa_losses.answer_logits(model, output, turns, kept)
     answers = logits[targets != WORDS["<eos>"]].view(2, 4, -1)
     bed = vqa.VQATestbed(model, vqa.build_tokenizer())

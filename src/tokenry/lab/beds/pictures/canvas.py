@@ -40,9 +40,10 @@ _BAND = 0.72  # height of a number over its width
 class CanvasSpec:
     """Geometry (pixels) and content of a canvas; ranges are inclusive, shares are probabilities.
 
-    size, patch: side of the picture and of a patch. objects: how many. side: of a digit or thing; a number is 1.4 times as wide.
-    turn: largest angle (radians). plain: share of backgrounds without a photograph. light, noise: ranges of the background's
-    brightness and of the noise's standard deviation. gap: least distance between objects. snap: boxes start at multiples of it. kinds: shares of digits, numbers, things.
+    size, patch: side of the picture and of a patch. objects: how many. side: of a digit or thing (a number: 1.4 times as wide).
+    turn: largest angle (radians). plain: share of backgrounds without a photograph. light, noise: brightness of the background
+    and standard deviation of the noise. gap: least distance between objects. snap: boxes start at multiples of it. kinds:
+    shares of digits, numbers, things.
     """
 
     size: int = 112
@@ -71,7 +72,7 @@ class CanvasSpec:
         return self.size // self.patch
 
 
-# Held-out digits are asked about on held-out photographs that are lighter and noisier than those of training, none of them plain.
+# Held-out digits are asked about on held-out photographs, lighter and noisier than those of training, none of them plain.
 TEST_SPEC = CanvasSpec(side=(22, 30), plain=0.0, light=(0.3, 0.55), noise=(0.04, 0.06), turn=0.2, gap=3)
 # Four times the objects: a vision tower learns from every patch, so this teaches it faster.
 DENSE_SPEC = CanvasSpec(objects=(10, 16), side=(18, 28), gap=0)
@@ -174,7 +175,7 @@ def _colours(generator: torch.Generator, n: int, slots: int) -> Tensor:
 
 
 def _draw_from(generator: torch.Generator, sheet: Sheet, family: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What every object shows: colour times opacity and opacity [M, 4, 40, 40] of those that are `there`; class, value [n, K]."""
+    """Colour times opacity and opacity [M, 4, 40, 40] of the objects that are `there`; class and value of all [n, K]."""
     n, slots = family.shape
     first, second = (_integers(generator, 0, len(sheet.digits), (n, slots)) for _ in range(2))
     # every thing is as frequent as the others, however many pictures it has
@@ -249,5 +250,3 @@ def _turned(ink: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
     theta = torch.stack([cos, -sin, none, sin, cos, none], 1).view(-1, 2, 3)
     places = F.affine_grid(theta, [len(ink), 4, _WINDOW, _WINDOW], align_corners=False)
     return F.grid_sample(ink, places, align_corners=False)
-
-

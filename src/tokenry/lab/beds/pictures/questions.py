@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tokenry.lab.beds.pictures.canvas import COLOUR_NAMES, NUMBER, THING_NAMES, ZONES, Canvases
+from tokenry.lab.beds.pictures.canvas import COLOUR_NAMES, THING_NAMES, ZONES, Canvases
 
 FAMILY: dict[str, str] = {
     "digit_of_color": "one region",

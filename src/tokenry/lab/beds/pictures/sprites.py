@@ -1,7 +1,7 @@
 """What canvases are made of: handwritten digits, pictures of things, and photographs behind them.
 
-Digits are those of MNIST and of scikit-learn (UCI), pictures are emoji of two families (Noto and Twemoji), backgrounds are crops
-of photographs. A sheet is one split of all three; the test sheet lies beside the weights, so that no download is needed.
+Digits are those of MNIST and of scikit-learn (UCI), pictures are emoji of two families (Noto and Twemoji), backgrounds are
+crops of photographs. A sheet is one split of all three; the test sheet lies beside the weights, so that no download is needed.
 """
 
 from __future__ import annotations

@@ -129,7 +129,9 @@ def acceptance_page(record: dict[str, Any]) -> str:
         if name == "none":
             lines.append("| none (all tokens) | " + " | ".join([f"{found['none', 1.0, 'reindex']:.3f}"] * len(KEEPS)) + " |")
         elif name == "needed":
-            lines.append("| needed tokens alone | " + " | ".join([f"{found['needed', 0.0, 'reindex']:.3f}"] * len(KEEPS)) + " |")
+            lines.append(
+                "| needed tokens alone | " + " | ".join([f"{found['needed', 0.0, 'reindex']:.3f}"] * len(KEEPS)) + " |"
+            )
         else:
             for positions in ("reindex", "gather") if name == "random" else ("reindex",):
                 label = f"{name}, original positions" if positions == "gather" else name

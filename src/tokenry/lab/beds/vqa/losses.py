@@ -60,7 +60,9 @@ def tower_loss(heads: TowerHeads, output: Any, canvases: Canvases) -> tuple[Tens
         loss = loss + 0.5 * F.cross_entropy(tens[number], value[number] // 10)
         loss = loss + 0.5 * F.cross_entropy(ones[number], value[number] % 10)
     loss = loss + 5 * (place - centre).abs()[there].mean()
-    present = torch.cat([_presence(canvases.classes, canvases.there, CLASSES), _presence(canvases.colours, canvases.there, len(COLOURS))], 1)
+    present = torch.cat(
+        [_presence(canvases.classes, canvases.there, CLASSES), _presence(canvases.colours, canvases.there, len(COLOURS))], 1
+    )
     present = present.to(device)
     facts = {
         "patch_class": (name.argmax(-1) == label)[there].float().mean().item(),
@@ -89,7 +91,11 @@ def alignment_loss(model: Any, output: Any, canvases: Canvases) -> Tensor:
     third = (canvases.centres() * 3).long().clamp(0, 2)
     there = owners >= 0
     loss = torch.zeros((), device=visual.device)
-    for names, value in ((NAMES, canvases.classes), (COLOUR_NAMES, canvases.colours), (ZONES, third[..., 0] * 3 + third[..., 1])):
+    for names, value in (
+        (NAMES, canvases.classes),
+        (COLOUR_NAMES, canvases.colours),
+        (ZONES, third[..., 0] * 3 + third[..., 1]),
+    ):
         target = of_patches(value, owners)
         rows = words[[WORDS[name] for name in names]]
         logits = visual @ rows.T / rows.shape[-1] ** 0.5
@@ -131,7 +137,14 @@ def start_matching(model: Any, generator: torch.Generator) -> None:
 
 
 def _match(
-    query: Tensor, key: Tensor, width: int, heads: Sequence[int], generator: torch.Generator, *, groups: int = 1, scale: float = 1.0
+    query: Tensor,
+    key: Tensor,
+    width: int,
+    heads: Sequence[int],
+    generator: torch.Generator,
+    *,
+    groups: int = 1,
+    scale: float = 1.0,
 ) -> None:
     """Orthonormal rows; the mimetic initialisation of Trockman and Kolter, 2023 (arXiv 2305.09828), without its value part."""
     for head in heads:
@@ -153,9 +166,7 @@ class Turns:
     objects: list[tuple[int, ...]]
 
 
-def make_turns(
-    canvases: Canvases, rng: random.Random, count: int, kinds: Sequence[str], *, alone: bool = False
-) -> Turns:
+def make_turns(canvases: Canvases, rng: random.Random, count: int, kinds: Sequence[str], *, alone: bool = False) -> Turns:
     """`count` questions about every picture.
 
     `alone`: a question that needs an object which the picture's first question does not need is no target.
@@ -192,7 +203,7 @@ def answer_ids(answer: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Shown:
     """Visual tokens that reach the decoder: index, real, positions [B, K] and the position of the first word [B]."""
 
     index: Tensor
@@ -201,13 +212,13 @@ class Kept:
     start: Tensor
 
 
-def keep_all(batch: int, total: int) -> Kept:
+def keep_all(batch: int, total: int) -> Shown:
     """Every token, at its own place."""
     index = torch.arange(total).expand(batch, -1)
-    return Kept(index, torch.ones_like(index, dtype=torch.bool), index + 1, torch.full((batch,), total + 1))
+    return Shown(index, torch.ones_like(index, dtype=torch.bool), index + 1, torch.full((batch,), total + 1))
 
 
-def keep_some(mask: Tensor, rng: random.Random, generator: torch.Generator) -> Kept:
+def keep_some(mask: Tensor, rng: random.Random, generator: torch.Generator) -> Shown:
     """The tokens in `mask` [B, N], padded to the longest row, at positions drawn one of three ways.
 
     Counted anew without gaps; their original ones; any ascending ones. So the model cannot read place from positions.
@@ -218,15 +229,15 @@ def keep_some(mask: Tensor, rng: random.Random, generator: torch.Generator) -> K
     real = torch.arange(index.shape[1]) < count[:, None]
     way = rng.choice(("reindex", "gather", "any"))
     if way == "gather":
-        return Kept(index, real, index + 1, torch.full((batch,), total + 1))
+        return Shown(index, real, index + 1, torch.full((batch,), total + 1))
     if way == "reindex":
-        return Kept(index, real, torch.arange(1, index.shape[1] + 1).expand(batch, -1), count + 1)
+        return Shown(index, real, torch.arange(1, index.shape[1] + 1).expand(batch, -1), count + 1)
     reach = rng.randint(index.shape[1], total + 60)
     places = torch.rand(batch, reach, generator=generator).argsort(1)[:, : index.shape[1]].sort(1).values + 1
-    return Kept(index, real, places, torch.full((batch,), reach + rng.randint(1, 20)))
+    return Shown(index, real, places, torch.full((batch,), reach + rng.randint(1, 20)))
 
 
-def mask_and_positions(kept: Kept, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def mask_and_positions(kept: Shown, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Additive mask [B, 1, L, L] and positions [B, L]: causal, and no question sees another one. L = 1 + K + count * SLOT."""
     batch, visual = kept.index.shape
     prefix = 1 + visual
@@ -242,7 +253,7 @@ def mask_and_positions(kept: Kept, count: int, device: torch.device) -> tuple[Te
     return mask.to(device), positions.to(device)
 
 
-def answer_logits(model: Any, output: Any, turns: Turns, kept: Kept) -> tuple[Tensor, Tensor]:
+def answer_logits(model: Any, output: Any, turns: Turns, kept: Shown) -> tuple[Tensor, Tensor]:
     """Logits [M, V] and targets [M] at the supervised positions; every question sees the picture and itself."""
     visual = model.model.multi_modal_projector(output.hidden_states[model.config.vision_feature_layer][:, 1:])
     device = visual.device
