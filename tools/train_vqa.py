@@ -67,9 +67,10 @@ class Recipe:
     align_rate: float = 3e-3
     answer_steps: int = 600
     answer_rate: float = 3e-3
-    joint_steps: int = 750
+    joint_steps: int = 1000
     joint_rate: float = 1.2e-3
     batch: int = 16
+    joint_batch: int = 10
     questions: int = 12
 
 
@@ -160,6 +161,10 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def train_tower(trainer: Trainer, generator: torch.Generator) -> None:
     """Stage 1."""
     recipe, tower, heads = trainer.recipe, trainer.model.model.vision_tower, trainer.heads
@@ -205,7 +210,7 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
     descent = Descent([*named, *trainer.heads.named_parameters()] if joint else named, rate, steps)
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
     for step in range(steps):
-        canvases = make_canvases(generator, trainer.sheet, recipe.batch)
+        canvases = make_canvases(generator, trainer.sheet, recipe.joint_batch if joint else recipe.batch)
         way = rng.choice(("all", "random", "random", "needed"))
         turns = losses.make_turns(canvases, rng, recipe.questions, KINDS, alone=way == "needed")
         kept = choose(way, canvases, turns, rng, generator)
@@ -213,7 +218,7 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
             output = trainer.look(canvases, learn=joint)
             loss = losses.answer_loss(*losses.answer_logits(model, output, turns, kept))
             if joint:
-                loss = loss + 0.3 * losses.tower_loss(trainer.heads, output, canvases)[0]
+                loss = loss + 0.5 * losses.tower_loss(trainer.heads, output, canvases)[0]
         descent(loss)
         if (step % 200 == 199 or step + 1 == steps) and _rank() == 0:
             trainer.log("joint" if joint else "answers", step + 1, loss, held_accuracy(trainer))
@@ -320,7 +325,7 @@ def export(trainer: Trainer) -> dict[str, Any]:
         (out / name).write_text(text + "\n")
     save_sheet(trainer.held, out / TEST_SHEET)
     testbed = load_vqa(trainer.device, folder=out)
-    items = vqa_items(n=1600, seed=7, folder=out)
+    items = vqa_items(n=800, seed=7, folder=out)
     hits = testbed.accuracy(items)
     rates = {kind: [hit for hit, item in zip(hits, items, strict=True) if item.kind == kind] for kind in KINDS}
     majority = {kind: [item.answer for item in items if item.kind == kind] for kind in KINDS}
@@ -344,7 +349,7 @@ def export(trainer: Trainer) -> dict[str, Any]:
         },
         "accuracy_of_the_most_frequent_answer": {k: max(map(v.count, v)) / len(v) for k, v in majority.items()},
         "minutes": round(trainer.seconds() / 60, 1),
-        "device": f"{trainer.device.type}, {torch.get_num_threads()} threads",
+        "device": f"{trainer.device.type}, {_processes()} processes of {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": INSTALLED},
         "history": trainer.history,
     }
