@@ -11,11 +11,12 @@ instead of asking for it again. Batch sizes are those of one process.
 2. `align`: the projected patch comes near the embeddings of the words that describe its object.
 3. `answers`: projector and decoder learn many questions per picture; a block mask and restarted positions let every question
    see the picture and itself only, which is the single-question prompt of use.
-4. `joint`: everything together, the tower keeping its own loss.
+4. `joint`: everything together on canvases of smaller objects, the tower keeping its own loss; of the questions it learns from
+   those without dropped tokens only, as towers in use did.
 
-In stages 3 and 4 visual tokens are dropped after the projector, as pruners do it: of a quarter of the batches none, of half a
-random share of up to 90 %, of the rest all but those of the objects that a question needs. What is left stands at renumbered,
-original or any ascending positions. A finished stage is kept in DIR, and the same command goes on after it.
+In stages 3 and 4 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random share of
+up to 90 %, of some all but those of the objects that a question needs. What is left stands at renumbered, original or any
+ascending positions. A finished stage is kept in DIR, and the same command goes on after it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ from tokenry.lab.beds.vqa.bed import (
 )
 
 
+_SHARES = (0.5, 0.15, 0.35)  # digits, numbers, things while the tower learns
+FIRST, DENSE = replace(FIRST_SPEC, kinds=_SHARES), replace(DENSE_SPEC, kinds=_SHARES)
+LARGE = CanvasSpec(side=(20, 32))
+WAYS = {False: ("all", "random", "random", "needed"), True: ("all", "all", "random", "random", "needed")}  # joint: True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Steps, batch sizes and peak learning rates of the stages."""
@@ -67,7 +74,7 @@ class Recipe:
     align_rate: float = 3e-3
     answer_steps: int = 600
     answer_rate: float = 3e-3
-    joint_steps: int = 1000
+    joint_steps: int = 1350
     joint_rate: float = 1.2e-3
     batch: int = 16
     joint_batch: int = 10
@@ -174,7 +181,7 @@ def train_tower(trainer: Trainer, generator: torch.Generator) -> None:
     named = [*((f"tower.{name}", p) for name, p in tower.named_parameters()), *heads.named_parameters()]
     descent = Descent(named, recipe.tower_rate, steps)
     for step in range(steps):
-        spec = FIRST_SPEC if step < recipe.first_steps else DENSE_SPEC if step < dense and step % 4 else CanvasSpec()
+        spec = FIRST if step < recipe.first_steps else DENSE if step < dense and step % 4 else replace(LARGE, kinds=_SHARES)
         canvases = make_canvases(generator, trainer.sheet, recipe.tower_batch, spec=spec)
         with trainer.autocast():
             loss, facts = losses.tower_loss(heads, trainer.look(canvases, learn=True), canvases)
@@ -193,7 +200,7 @@ def train_alignment(trainer: Trainer, generator: torch.Generator) -> None:
     named = [*model.model.multi_modal_projector.named_parameters(), ("words", model.get_input_embeddings().weight)]
     descent = Descent(named, recipe.align_rate, recipe.align_steps, muon=False)
     for step in range(recipe.align_steps):
-        spec = DENSE_SPEC if step % 2 == 0 else None
+        spec = DENSE if step % 2 == 0 else replace(LARGE, kinds=_SHARES)
         canvases = make_canvases(generator, trainer.sheet, recipe.batch, spec=spec)
         with trainer.autocast():
             loss = losses.alignment_loss(model, trainer.look(canvases, learn=False), canvases)
@@ -210,13 +217,15 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
     descent = Descent([*named, *trainer.heads.named_parameters()] if joint else named, rate, steps)
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
     for step in range(steps):
-        canvases = make_canvases(generator, trainer.sheet, recipe.joint_batch if joint else recipe.batch)
-        way = rng.choice(("all", "random", "random", "needed"))
+        batch, spec = (recipe.joint_batch, CanvasSpec()) if joint else (recipe.batch, LARGE)
+        canvases = make_canvases(generator, trainer.sheet, batch, spec=spec)
+        way = rng.choice(WAYS[joint])
         turns = losses.make_turns(canvases, rng, recipe.questions, KINDS, alone=way == "needed")
         kept = choose(way, canvases, turns, rng, generator)
         with trainer.autocast():
             output = trainer.look(canvases, learn=joint)
-            loss = losses.answer_loss(*losses.answer_logits(model, output, turns, kept))
+            # no tower in use was trained through dropped tokens: it would learn to say everything everywhere
+            loss = losses.answer_loss(*losses.answer_logits(model, output, turns, kept, teach_tower=way == "all"))
             if joint:
                 loss = loss + 0.5 * losses.tower_loss(trainer.heads, output, canvases)[0]
         descent(loss)

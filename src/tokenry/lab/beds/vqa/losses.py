@@ -253,9 +253,10 @@ def mask_and_positions(kept: Shown, count: int, device: torch.device) -> tuple[T
     return mask.to(device), positions.to(device)
 
 
-def answer_logits(model: Any, output: Any, turns: Turns, kept: Shown) -> tuple[Tensor, Tensor]:
+def answer_logits(model: Any, output: Any, turns: Turns, kept: Shown, *, teach_tower: bool = True) -> tuple[Tensor, Tensor]:
     """Logits [M, V] and targets [M] at the supervised positions; every question sees the picture and itself."""
-    visual = model.model.multi_modal_projector(output.hidden_states[model.config.vision_feature_layer][:, 1:])
+    features = output.hidden_states[model.config.vision_feature_layer][:, 1:]
+    visual = model.model.multi_modal_projector(features if teach_tower else features.detach())
     device = visual.device
     visual = visual[torch.arange(len(visual))[:, None].to(device), kept.index.to(device)]
     embed = model.get_input_embeddings()
