@@ -14,7 +14,7 @@ instead of asking for it again. Batch sizes are those of one process.
 4. `joint`: everything together on canvases of smaller objects, the tower keeping its own loss; of the questions it learns from
    those without dropped tokens only, as towers in use did.
 
-In stages 3 and 4 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random share of
+In stages 3 and 4 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random share
 up to 90 %, of some all but those of the objects that a question needs. What is left stands at renumbered, original or any
 ascending positions. A finished stage is kept in DIR, and the same command goes on after it.
 """
@@ -53,7 +53,6 @@ from tokenry.lab.beds.vqa.bed import (
     processor_files,
     vqa_items,
 )
-
 
 _SHARES = (0.5, 0.15, 0.35)  # digits, numbers, things while the tower learns
 FIRST, DENSE = replace(FIRST_SPEC, kinds=_SHARES), replace(DENSE_SPEC, kinds=_SHARES)
@@ -221,7 +220,7 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
         canvases = make_canvases(generator, trainer.sheet, batch, spec=spec)
         way = rng.choice(WAYS[joint])
         turns = losses.make_turns(canvases, rng, recipe.questions, KINDS, alone=way == "needed")
-        kept = choose(way, canvases, turns, rng, generator)
+        kept = losses.choose(way, canvases, turns, rng, generator)
         with trainer.autocast():
             output = trainer.look(canvases, learn=joint)
             # no tower in use was trained through dropped tokens: it would learn to say everything everywhere
@@ -231,20 +230,6 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
         descent(loss)
         if (step % 200 == 199 or step + 1 == steps) and _rank() == 0:
             trainer.log("joint" if joint else "answers", step + 1, loss, held_accuracy(trainer))
-
-
-def choose(way: str, canvases: Canvases, turns: losses.Turns, rng: random.Random, generator: torch.Generator) -> losses.Shown:
-    """Visual tokens that a batch keeps: all, a random share, or those that the first question of each picture needs."""
-    owners = canvases.owners()
-    if way == "all":
-        mask = torch.ones_like(owners, dtype=torch.bool)
-    elif way == "random":
-        share = rng.uniform(0.1, 1.0)
-        rank = torch.rand(owners.shape, generator=generator).argsort(1).argsort(1)
-        mask = rank < max(1, round(share * owners.shape[1]))
-    else:
-        mask = torch.stack([torch.isin(row, torch.tensor(found)) for row, found in zip(owners, turns.objects, strict=True)])
-    return losses.keep_some(mask, rng, generator)
 
 
 @torch.no_grad()
@@ -259,7 +244,7 @@ def held_accuracy(trainer: Trainer, batches: int = 2) -> dict[str, float]:
             canvases = make_canvases(generator, trainer.held, 32, spec=TEST_SPEC)
             turns = losses.make_turns(canvases, rng, len(KINDS), KINDS, alone=way == "needed")
             if way == "needed":
-                kept = choose(way, canvases, turns, rng, generator)
+                kept = losses.choose(way, canvases, turns, rng, generator)
             else:
                 rank = torch.rand(canvases.owners().shape, generator=generator).argsort(1).argsort(1)
                 kept = losses.keep_some(rank < round(share * rank.shape[1]), rng, generator)

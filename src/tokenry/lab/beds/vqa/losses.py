@@ -237,6 +237,20 @@ def keep_some(mask: Tensor, rng: random.Random, generator: torch.Generator) -> S
     return Shown(index, real, places, torch.full((batch,), reach + rng.randint(1, 20)))
 
 
+def choose(way: str, canvases: Canvases, turns: Turns, rng: random.Random, generator: torch.Generator) -> Shown:
+    """Visual tokens that a batch keeps: all, a random share, or those that the first question of each picture needs."""
+    owners = canvases.owners()
+    if way == "all":
+        mask = torch.ones_like(owners, dtype=torch.bool)
+    elif way == "random":
+        share = rng.uniform(0.1, 1.0)
+        rank = torch.rand(owners.shape, generator=generator).argsort(1).argsort(1)
+        mask = rank < max(1, round(share * owners.shape[1]))
+    else:
+        mask = torch.stack([torch.isin(row, torch.tensor(found)) for row, found in zip(owners, turns.objects, strict=True)])
+    return keep_some(mask, rng, generator)
+
+
 def mask_and_positions(kept: Shown, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Additive mask [B, 1, L, L] and positions [B, L]: causal, and no question sees another one. L = 1 + K + count * SLOT."""
     batch, visual = kept.index.shape
