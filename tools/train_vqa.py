@@ -11,10 +11,11 @@ instead of asking for it again. Batch sizes are those of one process.
 2. `align`: the projected patch comes near the embeddings of the words that describe its object.
 3. `answers`: projector and decoder learn many questions per picture; a block mask and restarted positions let every question
    see the picture and itself only, which is the single-question prompt of use.
-4. `joint`: everything together on canvases of smaller objects, the tower keeping its own loss; of the questions it learns from
-   those without dropped tokens only, as towers in use did.
+4. `sharpen`: the tower alone again, on smaller objects.
+5. `joint`: everything together on those, the tower keeping its own loss; of the questions it learns from those without dropped
+   tokens only, as towers in use did.
 
-In stages 3 and 4 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random share
+In stages 3 and 5 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random share
 up to 90 %, of some all but those of the objects that a question needs. What is left stands at renumbered, original or any
 ascending positions. A finished stage is kept in DIR, and the same command goes on after it.
 """
@@ -52,11 +53,13 @@ from tokenry.lab.beds.vqa.bed import (
     pixel_values,
     processor_files,
     vqa_items,
-)
+)  # fmt: skip
 
 _SHARES = (0.5, 0.15, 0.35)  # digits, numbers, things while the tower learns
-FIRST, DENSE = replace(FIRST_SPEC, kinds=_SHARES), replace(DENSE_SPEC, kinds=_SHARES)
-LARGE = CanvasSpec(side=(20, 32))
+FIRST, DENSE = (replace(spec, kinds=_SHARES, number=1.4) for spec in (FIRST_SPEC, DENSE_SPEC))
+LARGE = CanvasSpec(side=(20, 32), number=1.4)
+LARGE_EARLY = replace(LARGE, kinds=_SHARES)
+SMALL_DENSE = replace(DENSE_SPEC, side=(16, 26), number=1.6, kinds=(0.45, 0.25, 0.3))
 WAYS = {False: ("all", "random", "random", "needed"), True: ("all", "all", "random", "random", "needed")}  # joint: True
 
 
@@ -73,8 +76,10 @@ class Recipe:
     align_rate: float = 3e-3
     answer_steps: int = 600
     answer_rate: float = 3e-3
-    joint_steps: int = 1350
-    joint_rate: float = 1.2e-3
+    sharpen_steps: int = 1500
+    sharpen_rate: float = 1.5e-3
+    joint_steps: int = 600
+    joint_rate: float = 8e-4
     batch: int = 16
     joint_batch: int = 10
     questions: int = 12
@@ -171,17 +176,16 @@ def _processes() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def train_tower(trainer: Trainer, generator: torch.Generator) -> None:
-    """Stage 1."""
+def train_tower(trainer: Trainer, generator: torch.Generator, *, again: bool = False) -> None:
+    """Stage 1, and stage 4 with `again`."""
     recipe, tower, heads = trainer.recipe, trainer.model.model.vision_tower, trainer.heads
-    losses.start_tower(tower, generator)
-    dense = recipe.first_steps + recipe.dense_steps
-    steps = dense + recipe.tower_steps
+    if not again:
+        losses.start_tower(tower, generator)
+    steps = recipe.sharpen_steps if again else recipe.first_steps + recipe.dense_steps + recipe.tower_steps
     named = [*((f"tower.{name}", p) for name, p in tower.named_parameters()), *heads.named_parameters()]
-    descent = Descent(named, recipe.tower_rate, steps)
+    descent = Descent(named, recipe.sharpen_rate if again else recipe.tower_rate, steps)
     for step in range(steps):
-        spec = FIRST if step < recipe.first_steps else DENSE if step < dense and step % 4 else replace(LARGE, kinds=_SHARES)
-        canvases = make_canvases(generator, trainer.sheet, recipe.tower_batch, spec=spec)
+        canvases = make_canvases(generator, trainer.sheet, recipe.tower_batch, spec=_lesson(recipe, step, again))
         with trainer.autocast():
             loss, facts = losses.tower_loss(heads, trainer.look(canvases, learn=True), canvases)
         descent(loss)
@@ -189,7 +193,17 @@ def train_tower(trainer: Trainer, generator: torch.Generator) -> None:
             held = make_canvases(torch.Generator().manual_seed(1), trainer.held, 64, spec=TEST_SPEC)
             with torch.no_grad(), trainer.autocast():
                 _, test = losses.tower_loss(heads, trainer.look(held, learn=False), held)
-            trainer.log("tower", step + 1, loss, {**facts, **{f"held_{key}": value for key, value in test.items()}})
+            facts |= {f"held_{key}": value for key, value in test.items()}
+            trainer.log("sharpen" if again else "tower", step + 1, loss, facts)
+
+
+def _lesson(recipe: Recipe, step: int, again: bool) -> CanvasSpec:
+    """Canvases of one step of the tower: three of four are dense until the last steps of stage 1."""
+    if again:
+        return SMALL_DENSE if step % 4 else CanvasSpec()
+    if step < recipe.first_steps:
+        return FIRST
+    return DENSE if step < recipe.first_steps + recipe.dense_steps and step % 4 else LARGE_EARLY
 
 
 def train_alignment(trainer: Trainer, generator: torch.Generator) -> None:
@@ -199,7 +213,7 @@ def train_alignment(trainer: Trainer, generator: torch.Generator) -> None:
     named = [*model.model.multi_modal_projector.named_parameters(), ("words", model.get_input_embeddings().weight)]
     descent = Descent(named, recipe.align_rate, recipe.align_steps, muon=False)
     for step in range(recipe.align_steps):
-        spec = DENSE if step % 2 == 0 else replace(LARGE, kinds=_SHARES)
+        spec = DENSE if step % 2 == 0 else LARGE_EARLY
         canvases = make_canvases(generator, trainer.sheet, recipe.batch, spec=spec)
         with trainer.autocast():
             loss = losses.alignment_loss(model, trainer.look(canvases, learn=False), canvases)
@@ -209,7 +223,7 @@ def train_alignment(trainer: Trainer, generator: torch.Generator) -> None:
 
 
 def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) -> None:
-    """Stages 3 and 4."""
+    """Stages 3 and 5."""
     recipe, model = trainer.recipe, trainer.model
     steps, rate = (recipe.joint_steps, recipe.joint_rate) if joint else (recipe.answer_steps, recipe.answer_rate)
     named = [(name, p) for name, p in model.named_parameters() if joint or "vision_tower" not in name]
@@ -274,6 +288,7 @@ def train(trainer: Trainer) -> None:
         ("tower", lambda generator: train_tower(trainer, generator)),
         ("align", lambda generator: train_alignment(trainer, generator)),
         ("answers", lambda generator: train_answers(trainer, generator, joint=False)),
+        ("sharpen", lambda generator: train_tower(trainer, generator, again=True)),
         ("joint", lambda generator: train_answers(trainer, generator, joint=True)),
     ]
     for number, (name, run) in enumerate(stages):

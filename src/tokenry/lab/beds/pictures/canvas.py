@@ -31,6 +31,7 @@ THING_NAMES: tuple[str, ...] = tuple(THINGS)
 NUMBER = 10 + len(THINGS)  # classes: the ten digits, the things, a number
 CLASSES = NUMBER + 1
 COVERED = 0.3  # a patch belongs to an object when its box covers this share of the patch
+_LARGEST = 46
 _WINDOW = 52  # pixels in which an object is drawn: the largest size, turned
 _TRIES = 24
 _BAND = 0.72  # height of a number over its width
@@ -40,7 +41,7 @@ _BAND = 0.72  # height of a number over its width
 class CanvasSpec:
     """Geometry (pixels) and content of a canvas; ranges are inclusive, shares are probabilities.
 
-    size, patch: side of the picture and of a patch. objects: how many. side: of a digit or thing (a number: 1.4 times as wide).
+    size, patch: side of the picture and of a patch. objects: how many. side: of a digit or thing; number: a number is so much wider.
     turn: largest angle (radians). plain: share of backgrounds without a photograph. light, noise: brightness of the background
     and standard deviation of the noise. gap: least distance between objects. snap: boxes start at multiples of it. kinds:
     shares of digits, numbers, things.
@@ -50,6 +51,7 @@ class CanvasSpec:
     patch: int = 8
     objects: tuple[int, int] = (3, 6)
     side: tuple[int, int] = (17, 28)
+    number: float = 1.6
     turn: float = 0.25
     plain: float = 0.5
     light: tuple[float, float] = (0.15, 0.5)
@@ -63,8 +65,10 @@ class CanvasSpec:
             raise ValueError(f"size={self.size}, patch={self.patch}: patch must divide size")
         if not 1 <= self.objects[0] <= self.objects[1]:
             raise ValueError(f"objects={self.objects}: expected 1 <= fewest <= most")
-        if not 8 <= self.side[0] <= self.side[1] <= 34:
-            raise ValueError(f"side={self.side}: expected 8 <= smallest <= largest <= 34")
+        if not 8 <= self.side[0] <= self.side[1] <= _LARGEST / self.number:
+            raise ValueError(
+                f"side={self.side}, number={self.number}: expected 8 <= smallest <= largest, a number at most {_LARGEST} wide"
+            )
 
     @property
     def grid(self) -> int:
@@ -125,7 +129,7 @@ def make_canvases(generator: torch.Generator, sheet: Sheet, n: int, *, spec: Can
     wanted = torch.arange(slots) < _integers(generator, spec.objects[0], spec.objects[1] + 1, (n, 1))
     family = torch.multinomial(torch.tensor(spec.kinds), n * slots, True, generator=generator).view(n, slots)
     side = _between(generator, spec.side, (n, slots)).round()
-    side = torch.where(family == 1, (side * 1.4).round(), side)
+    side = torch.where(family == 1, (side * spec.number).round(), side)
     height = torch.where(family == 1, (side * _BAND).round(), side)
     boxes, there = _place(generator, torch.stack([height, side], -1), wanted, spec)
     colours = torch.where(family == 2, -1, _colours(generator, n, slots))

@@ -57,8 +57,8 @@ def tower_loss(heads: TowerHeads, output: Any, canvases: Canvases) -> tuple[Tens
         loss = loss + entropy[there].mean() + 0.5 * entropy[~there].mean()
     number = there & (label == NUMBER)
     if number.any():
-        loss = loss + 0.5 * F.cross_entropy(tens[number], value[number] // 10)
-        loss = loss + 0.5 * F.cross_entropy(ones[number], value[number] % 10)
+        loss = loss + F.cross_entropy(tens[number], value[number] // 10)
+        loss = loss + F.cross_entropy(ones[number], value[number] % 10)
     loss = loss + 5 * (place - centre).abs()[there].mean()
     present = torch.cat(
         [_presence(canvases.classes, canvases.there, CLASSES), _presence(canvases.colours, canvases.there, len(COLOURS))], 1
