@@ -41,10 +41,10 @@ _BAND = 0.72  # height of a number over its width
 class CanvasSpec:
     """Geometry (pixels) and content of a canvas; ranges are inclusive, shares are probabilities.
 
-    size, patch: side of the picture and of a patch. objects: how many. side: of a digit or thing; number: a number is so much wider.
-    turn: largest angle (radians). plain: share of backgrounds without a photograph. light, noise: brightness of the background
-    and standard deviation of the noise. gap: least distance between objects. snap: boxes start at multiples of it. kinds:
-    shares of digits, numbers, things.
+    size, patch: side of the picture and of a patch. objects: how many. side: of a digit or thing; number: how much wider one of
+    these is. turn: largest angle (radians). plain: share of backgrounds without a photograph. light, noise: brightness of the
+    background and standard deviation of the noise. gap: least distance between objects. snap: boxes start at multiples of it.
+    kinds: shares of digits, numbers, things.
     """
 
     size: int = 112
