@@ -78,8 +78,9 @@ class Recipe:
     answer_rate: float = 3e-3
     sharpen_steps: int = 1500
     sharpen_rate: float = 1.5e-3
-    joint_steps: int = 600
-    joint_rate: float = 8e-4
+    joint_steps: int = 850
+    joint_rate: float = 1.5e-3
+    joint_tower: float = 0.4
     batch: int = 16
     joint_batch: int = 10
     questions: int = 12
@@ -125,20 +126,27 @@ class Trainer:
 class Descent:
     """Muon for the matrices inside blocks, AdamW for the rest; cosine schedule with a warm-up."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], rate: float, steps: int, *, muon: bool = True) -> None:
-        self.parameters: list[nn.Parameter] = []
-        inner: list[nn.Parameter] = []
-        outer: list[nn.Parameter] = []
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], rate: float, steps: int, *, muon: bool = True, tower: float = 1.0
+    ) -> None:
+        """`tower`: the factor of the tower's learning rate."""
+        groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
         for name, parameter in named:
-            self.parameters.append(parameter)
             is_inner = muon and parameter.ndim == 2 and ("layers." in name or "projector" in name)
-            (inner if is_inner else outer).append(parameter)
-        decay = [p for p in outer if p.ndim > 1]
-        rest = [p for p in outer if p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": 0.0 if muon else 0.05}, {"params": rest, "weight_decay": 0.0}]
-        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
+            pace = tower if "vision_tower" in name else 1.0
+            groups.setdefault((is_inner, parameter.ndim > 1 and not muon, pace), []).append(parameter)
+        inner, outer = (
+            [
+                {"params": params, "pace": pace, "weight_decay": 0.05 if is_inner or decays else 0.0}
+                for (is_inner, decays, pace), params in groups.items()
+                if is_inner == wanted
+            ]
+            for wanted in (True, False)
+        )
+        self.parameters = [parameter for params in groups.values() for parameter in params]
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.98))]
         if inner:
-            self.optimizers.append(torch.optim.Muon(inner, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
+            self.optimizers.append(torch.optim.Muon(inner, lr=rate, adjust_lr_fn="match_rms_adamw"))
         self.rate, self.steps, self.step = rate, steps, 0
 
     def __call__(self, loss: Tensor) -> None:
@@ -148,7 +156,7 @@ class Descent:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["pace"]
         loss.backward()
         _average([p.grad for p in self.parameters if p.grad is not None])
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -227,7 +235,8 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
     recipe, model = trainer.recipe, trainer.model
     steps, rate = (recipe.joint_steps, recipe.joint_rate) if joint else (recipe.answer_steps, recipe.answer_rate)
     named = [(name, p) for name, p in model.named_parameters() if joint or "vision_tower" not in name]
-    descent = Descent([*named, *trainer.heads.named_parameters()] if joint else named, rate, steps)
+    named += trainer.heads.named_parameters() if joint else ()
+    descent = Descent(named, rate, steps, tower=recipe.joint_tower)
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
     for step in range(steps):
         batch, spec = (recipe.joint_batch, CanvasSpec()) if joint else (recipe.batch, LARGE)
