@@ -17,7 +17,7 @@ instead of asking for it again. Batch sizes are those of one process.
 
 In stages 3 and 5 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random share
 up to 90 %, of some all but those of the objects that a question needs. What is left stands at renumbered, original or any
-ascending positions. A finished stage is kept in DIR, and the same command goes on after it.
+ascending positions, and the right answer is what the objects that are left allow. A finished stage is kept in DIR, and the same command goes on after it.
 """
 
 from __future__ import annotations
@@ -233,8 +233,10 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
         batch, spec = (recipe.joint_batch, CanvasSpec()) if joint else (recipe.batch, LARGE)
         canvases = make_canvases(generator, trainer.sheet, batch, spec=spec)
         way = rng.choice(WAYS[joint])
-        turns = losses.make_turns(canvases, rng, recipe.questions, KINDS, alone=way == "needed")
-        kept = losses.choose(way, canvases, turns, rng, generator)
+        owners = canvases.owners()
+        asked = losses.ask_all(canvases, rng, recipe.questions)
+        mask = losses.choose(way, owners, asked, rng, generator)
+        turns, kept = losses.make_turns(asked, owners, mask), losses.keep_some(mask, rng, generator)
         with trainer.autocast():
             output = trainer.look(canvases, learn=joint)
             # no tower in use was trained through dropped tokens: it would learn to say everything everywhere
@@ -255,12 +257,12 @@ def held_accuracy(trainer: Trainer, batches: int = 2) -> dict[str, float]:
         hits: list[bool] = []
         for _ in range(batches):
             canvases = make_canvases(generator, trainer.held, 32, spec=TEST_SPEC)
-            turns = losses.make_turns(canvases, rng, len(KINDS), KINDS, alone=way == "needed")
-            if way == "needed":
-                kept = losses.choose(way, canvases, turns, rng, generator)
-            else:
-                rank = torch.rand(canvases.owners().shape, generator=generator).argsort(1).argsort(1)
-                kept = losses.keep_some(rank < round(share * rank.shape[1]), rng, generator)
+            owners = canvases.owners()
+            asked = losses.ask_all(canvases, rng, 1 if way == "needed" else len(KINDS))
+            needed = losses.choose("needed", owners, asked, rng, generator)
+            mask = needed if way == "needed" else losses.keep_share(owners.shape, share, generator)
+            turns = losses.make_turns(asked, owners, torch.ones_like(mask))
+            kept = losses.keep_some(mask, rng, generator)
             with trainer.autocast():
                 logits, targets = losses.answer_logits(trainer.model, trainer.look(canvases, learn=False), turns, kept)
             hits += (logits.argmax(-1) == targets)[targets != WORDS["<eos>"]].tolist()

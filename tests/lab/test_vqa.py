@@ -69,8 +69,6 @@ def replied(text, shown, size):
         return ("yes", found) if found else ("no", set(shown))
     if words[0] == "how":
         among = {k for k, t in shown.items() if t[0] in THING_NAMES} if words[-1] == "things" else set(digits)
-        if len(words) == 4:
-            among = {k for k in among if shown[k][1] == words[2]}
         return str(len(among)), among
     if "larger" in words:
         a, b = (single(k for k, t in digits.items() if t[1] == w) for w in (words[1], words[4]))
@@ -186,6 +184,21 @@ def test_questions_of_one_picture_do_not_see_each_other():
     assert positions[0, 5 + 2 * slot - 1] == 5 + slot - 1
 
 
+def test_answers_follow_from_what_is_seen(sheet):
+    canvases = make_canvases(torch.Generator().manual_seed(8), sheet, 4)
+    owners = canvases.owners()
+    asked = vqa_losses.ask_all(canvases, random.Random(8), 16)
+    for question in (q for row in asked for q in row):
+        everything, nothing = (vqa_losses.seen_answer(question, seen) for seen in (set(question.objects), set()))
+        assert everything == question.answer
+        assert nothing == {"count": "0", "exists": "no"}.get(question.kind, vqa.UNKNOWN)
+    needed = vqa_losses.choose("needed", owners, asked, random.Random(8), torch.Generator().manual_seed(8))
+    first = vqa_losses.make_turns([row[:1] for row in asked], owners, needed)
+    assert torch.equal(first.ids, vqa_losses.make_turns([row[:1] for row in asked], owners, torch.ones_like(needed)).ids)
+    tenth = vqa_losses.keep_share(owners.shape, 0.1, torch.Generator().manual_seed(8))
+    assert (tenth.sum(1) == 20).all()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_kept_in_training_is_what_the_mask_says(seed):
     mask = torch.rand(3, 20, generator=torch.Generator().manual_seed(seed)) < torch.tensor([[0.2], [0.9], [0.5]])
@@ -204,22 +217,19 @@ def test_what_is_kept_in_training_is_what_the_mask_says(seed):
 def test_training_form_equals_the_pruned_single_question_prompt(sheet, positions):
     model = vqa.build_model(3).eval()
     canvases = make_canvases(torch.Generator().manual_seed(3), sheet, 2)
-    turns = vqa_losses.make_turns(canvases, random.Random(3), 4, ["count", "exists"])
+    asked = vqa_losses.ask_all(canvases, random.Random(3), 4, ["count", "exists"])
     output = model.model.vision_tower(vqa.pixel_values(canvases.images), output_hidden_states=True)
     index = torch.arange(0, 196, 3).expand(2, -1)
     places, start = (index + 1, 197) if positions == "gather" else (torch.arange(1, 67).expand(2, -1), 67)
+    mask = torch.zeros(2, 196, dtype=torch.bool)
+    mask[:, index[0]] = True
+    turns = vqa_losses.make_turns(asked, canvases.owners(), mask)
     kept = vqa_losses.Shown(index, torch.ones_like(index, dtype=torch.bool), places, torch.full((2,), start))
     logits, targets = vqa_losses.answer_logits(model, output, turns, kept)
-    answers = logits[targets != WORDS["<eos>"]].view(2, 4, -1)
+    answers = logits[targets != WORDS["<eos>"]].view(2, 4, -1)  # counts and yes or no: one token each
     bed = vqa.VQATestbed(model, vqa.build_tokenizer())
-    words = turns.ids.view(2, 4, vqa_losses.SLOT)
-    first = turns.targets.view(2, 4, vqa_losses.SLOT).ne(vqa_losses.IGNORED).int().argmax(-1)
-    names = {number: word for word, number in WORDS.items()}
-    needed = torch.zeros(196, dtype=torch.bool)
-    needed[index[0]] = True
     for i in range(2):
-        texts = [" ".join(names[int(w)] for w in words[i, q, : first[i, q] + 1]) for q in range(4)]
-        items = [vqa.VQAItem(canvases.images[i], text, "", "", needed) for text in texts]
+        items = [vqa.VQAItem(canvases.images[i], q.text, q.answer, q.kind, mask[i]) for q in asked[i]]
         with Needed.of(items[0]).attach(model, positions=positions):
             prompt = model(**bed.encode(items)).logits[:, -1]
         torch.testing.assert_close(prompt, answers[i], rtol=1e-3, atol=1e-3)

@@ -77,7 +77,7 @@ class CanvasSpec:
 
 
 # Held-out digits are asked about on held-out photographs, lighter and noisier than those of training, none of them plain.
-TEST_SPEC = CanvasSpec(side=(18, 24), plain=0.0, light=(0.3, 0.55), noise=(0.04, 0.06), turn=0.2, gap=3)
+TEST_SPEC = CanvasSpec(side=(20, 26), plain=0.0, light=(0.3, 0.55), noise=(0.04, 0.06), turn=0.2, gap=3)
 # Four times the objects: a vision tower learns from every patch, so this teaches it faster.
 DENSE_SPEC = CanvasSpec(objects=(10, 16), side=(18, 28), gap=0)
 # The first lesson: upright, of one size, on the grid of patches.

@@ -18,7 +18,6 @@ FAMILY: dict[str, str] = {
     "relation": "several regions",
     "larger": "several regions",
     "count": "counting",
-    "count_color": "counting",
 }
 KINDS: tuple[str, ...] = tuple(FAMILY)
 NAMES: tuple[str, ...] = (*(str(digit) for digit in range(10)), *THING_NAMES, "number")
@@ -190,20 +189,6 @@ def _count(things: list[_Thing], rng: random.Random) -> Question | None:
     return Question(f"how many {family}s", str(len(found)), "count", tuple(t.number for t in found))
 
 
-def _count_color(things: list[_Thing], rng: random.Random) -> Question | None:
-    digits = _of_family(things, "digit")
-    if not digits:
-        return None
-    colours = [t.colour for t in digits]
-    most = max(sorted(set(colours)), key=colours.count)
-    # mostly about the most frequent colour, and seldom where no colour repeats: otherwise 1 would be nearly all answers
-    if colours.count(most) == 1 and rng.random() < 0.7:
-        return None
-    colour = rng.choice(sorted(set(colours))) if rng.random() < 0.3 else most
-    found = tuple(t.number for t in digits if t.colour == colour)
-    return Question(f"how many {colour} digits", str(len(found)), "count_color", found)
-
-
 _ASK: dict[str, _Ask] = {
     "digit_of_color": _digit_of_color,
     "color_of_digit": _color_of_digit,
@@ -214,5 +199,4 @@ _ASK: dict[str, _Ask] = {
     "relation": _relation,
     "larger": _larger,
     "count": _count,
-    "count_color": _count_color,
 }

@@ -32,11 +32,12 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "vqa"
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
 _OTHER_WORDS = (
     "yes", "no", "what", "digit", "color", "is", "in", "where", "number", "there", "of", "above", "larger", "than", "how",
-    "many", "digits", "things",
+    "many", "digits", "things", "unknown",
 )  # fmt: skip
 _ALL_WORDS = (*SPECIAL, *(str(digit) for digit in range(10)), *COLOUR_NAMES, *THING_NAMES, *ZONES, *_OTHER_WORDS)
 WORDS: dict[str, int] = {word: index for index, word in enumerate(dict.fromkeys(_ALL_WORDS))}
 _CHOICES = 4  # pictures drawn per item, so that the kinds are asked equally often
+UNKNOWN = "unknown"  # what the model says about objects of which it sees no token
 ANSWER_WORDS = 2  # a number is answered digit by digit
 PIXEL_MEAN, PIXEL_STD = 0.15, 0.25
 

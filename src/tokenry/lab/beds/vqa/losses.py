@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenry.lab.beds.pictures.canvas import CLASSES, COLOUR_NAMES, COLOURS, NUMBER, ZONES, Canvases
-from tokenry.lab.beds.pictures.questions import NAMES, questions
-from tokenry.lab.beds.vqa.bed import ANSWER_WORDS, WORDS
+from tokenry.lab.beds.pictures.questions import FAMILY, KINDS, NAMES, Question, questions
+from tokenry.lab.beds.vqa.bed import ANSWER_WORDS, UNKNOWN, WORDS
 
 SLOT = 5 + ANSWER_WORDS  # tokens of the longest question and its answer
 IGNORED = -100
@@ -155,46 +155,46 @@ def _match(
 
 @dataclass(frozen=True)
 class Turns:
-    """Tokenised questions: ids and targets [B, Q * SLOT]; the answer and the end token are targets, the rest IGNORED.
-
-    `objects`: what each picture's first question needs; `kinds`: of every question.
-    """
+    """Tokenised questions: ids and targets [B, Q * SLOT]; the answer and the end token are targets, the rest IGNORED."""
 
     ids: Tensor
     targets: Tensor
-    kinds: list[list[str]]
-    objects: list[tuple[int, ...]]
 
 
-def make_turns(canvases: Canvases, rng: random.Random, count: int, kinds: Sequence[str], *, alone: bool = False) -> Turns:
-    """`count` questions about every picture.
+def ask_all(canvases: Canvases, rng: random.Random, count: int, kinds: Sequence[str] = KINDS) -> list[list[Question]]:
+    """`count` questions about every picture; each kind comes first equally often."""
+    found = []
+    for index in range(len(canvases.images)):
+        first = rng.choice(list(kinds))
+        found.append(sorted(questions(canvases, index, rng, count, kinds), key=lambda question: question.kind != first))
+    return found
 
-    `alone`: a question that needs an object which the picture's first question does not need is no target.
-    """
+
+def make_turns(asked: Sequence[Sequence[Question]], owners: Tensor, mask: Tensor) -> Turns:
+    """The questions with the answers that the tokens in `mask` [B, N] allow; `owners` [B, N] are the patches' objects."""
     ids: list[list[int]] = []
     targets: list[list[int]] = []
-    names: list[list[str]] = []
-    objects: list[tuple[int, ...]] = []
-    for index in range(len(canvases.images)):
-        row: list[int] = []
-        goal: list[int] = []
-        # with one kind after the other in front, each of them decides as often what is left of the picture
-        first = rng.choice(list(kinds))
-        asked = questions(canvases, index, rng, count, kinds)
-        asked.sort(key=lambda question: question.kind != first)
-        for question in asked:
+    for row, here, kept in zip(asked, owners, mask, strict=True):
+        seen = set(here[kept].tolist())
+        ids.append([])
+        targets.append([])
+        for question in row:
             words = [WORDS[word] for word in question.text.split()]
-            answer = answer_ids(question.answer)
-            rest = [WORDS["<pad>"]] * (SLOT - len(words) - len(answer))
-            row += [*words, *answer, *rest]
-            told = [*[IGNORED] * (len(words) - 1), *answer, WORDS["<eos>"]]
-            seen = not alone or set(question.objects) <= set(asked[0].objects)
-            goal += [*(told if seen else [IGNORED] * len(told)), *[IGNORED] * len(rest)]
-        ids.append(row)
-        targets.append(goal)
-        names.append([question.kind for question in asked])
-        objects.append(asked[0].objects)
-    return Turns(torch.tensor(ids), torch.tensor(targets), names, objects)
+            answer = answer_ids(seen_answer(question, seen))
+            rest = SLOT - len(words) - len(answer)
+            ids[-1] += [*words, *answer, *[WORDS["<pad>"]] * rest]
+            targets[-1] += [*[IGNORED] * (len(words) - 1), *answer, WORDS["<eos>"], *[IGNORED] * rest]
+    return Turns(torch.tensor(ids), torch.tensor(targets))
+
+
+def seen_answer(question: Question, seen: set[int]) -> str:
+    """What is right to say where only the objects in `seen` are seen: a count of those, or that it is unknown."""
+    needed = set(question.objects)
+    if FAMILY[question.kind] == "counting":
+        return str(len(needed & seen))
+    if question.kind == "exists":
+        return "yes" if question.answer == "yes" and needed & seen else "no"
+    return question.answer if needed <= seen else UNKNOWN
 
 
 def answer_ids(answer: str) -> list[int]:
@@ -237,18 +237,21 @@ def keep_some(mask: Tensor, rng: random.Random, generator: torch.Generator) -> S
     return Shown(index, real, places, torch.full((batch,), reach + rng.randint(1, 20)))
 
 
-def choose(way: str, canvases: Canvases, turns: Turns, rng: random.Random, generator: torch.Generator) -> Shown:
-    """Visual tokens that a batch keeps: all, a random share, or those that the first question of each picture needs."""
-    owners = canvases.owners()
+def choose(
+    way: str, owners: Tensor, asked: Sequence[Sequence[Question]], rng: random.Random, generator: torch.Generator
+) -> Tensor:
+    """Visual tokens that a batch keeps [B, N]: all, a random share, or those that the first question of each picture needs."""
     if way == "all":
-        mask = torch.ones_like(owners, dtype=torch.bool)
-    elif way == "random":
-        share = rng.uniform(0.1, 1.0)
-        rank = torch.rand(owners.shape, generator=generator).argsort(1).argsort(1)
-        mask = rank < max(1, round(share * owners.shape[1]))
-    else:
-        mask = torch.stack([torch.isin(row, torch.tensor(found)) for row, found in zip(owners, turns.objects, strict=True)])
-    return keep_some(mask, rng, generator)
+        return torch.ones_like(owners, dtype=torch.bool)
+    if way == "random":
+        return keep_share(owners.shape, 0.1 + 0.9 * rng.random() ** 2, generator)
+    return torch.stack([torch.isin(row, torch.tensor(found[0].objects)) for row, found in zip(owners, asked, strict=True)])
+
+
+def keep_share(shape: Sequence[int], share: float, generator: torch.Generator) -> Tensor:
+    """A mask [B, N] of a random `share` of the tokens of every row."""
+    rank = torch.rand(*shape, generator=generator).argsort(1).argsort(1)
+    return rank < max(1, round(share * shape[1]))
 
 
 def mask_and_positions(kept: Shown, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
