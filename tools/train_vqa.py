@@ -17,7 +17,8 @@ instead of asking for it again. Batch sizes are those of one process.
 
 In stages 3 and 5 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random share
 up to 90 %, of some all but those of the objects that a question needs. What is left stands at renumbered, original or any
-ascending positions, and the right answer is what the objects that are left allow. A finished stage is kept in DIR, and the same command goes on after it.
+ascending positions, and the right answer is what the objects that are left allow. A finished stage is kept in DIR, and the same
+command goes on after it.
 """
 
 from __future__ import annotations
