@@ -3,8 +3,7 @@
     export OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
     torchrun --nproc-per-node 2 tools/train_vqa.py --seed 0 --out DIR
 
-A process per core with one thread each is faster than one process with threads, and the two settings of glibc keep freed memory
-instead of asking for it again. Batch sizes are those of one process.
+Two processes of one thread are faster than one of two, and the settings of glibc keep freed memory. Batch sizes are a process's.
 
 1. `tower`: every patch names the object it belongs to, its colour and its centre (first on densely filled canvases, which give
    more supervision per picture, then on ordinary ones); the CLS token names what is present.
@@ -14,11 +13,12 @@ instead of asking for it again. Batch sizes are those of one process.
 4. `sharpen`: the tower alone again, on smaller objects.
 5. `joint`: everything together on those, the tower keeping its own loss; of the questions it learns from those without dropped
    tokens only, as towers in use did.
+6. `settle`: the same from a lower learning rate.
 
-In stages 3 and 5 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random share
-up to 90 %, of some all but those of the objects that a question needs. What is left stands at renumbered, original or any
-ascending positions, and the right answer is what the objects that are left allow. A finished stage is kept in DIR, and the same
-command goes on after it.
+In stages 3, 5 and 6 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random
+share up to 90 %, of some all but those of the objects that a question needs. What is left stands at renumbered, original or any
+ascending positions, and the right answer is what the objects left allow. A finished stage is kept in DIR, where the same command
+goes on.
 """
 
 from __future__ import annotations
@@ -66,12 +66,14 @@ class Recipe:
     tower_rate: float = 2e-3
     align_steps: int = 150
     align_rate: float = 3e-3
-    answer_steps: int = 600
-    answer_rate: float = 3e-3
+    answers_steps: int = 600
+    answers_rate: float = 3e-3
     sharpen_steps: int = 1500
     sharpen_rate: float = 1.5e-3
     joint_steps: int = 850
     joint_rate: float = 1.5e-3
+    settle_steps: int = 480
+    settle_rate: float = 1.2e-3
     joint_tower: float = 0.4
     batch: int = 16
     joint_batch: int = 10
@@ -222,10 +224,10 @@ def train_alignment(trainer: Trainer, generator: torch.Generator) -> None:
             trainer.log("align", step + 1, loss, {})
 
 
-def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) -> None:
-    """Stages 3 and 5."""
+def train_answers(trainer: Trainer, generator: torch.Generator, stage: str) -> None:
+    """Stages 3, 5 and 6."""
     recipe, model = trainer.recipe, trainer.model
-    steps, rate = (recipe.joint_steps, recipe.joint_rate) if joint else (recipe.answer_steps, recipe.answer_rate)
+    joint, steps, rate = stage != "answers", getattr(recipe, f"{stage}_steps"), getattr(recipe, f"{stage}_rate")
     named = [(name, p) for name, p in model.named_parameters() if joint or "vision_tower" not in name]
     named += trainer.heads.named_parameters() if joint else ()
     descent = Descent(named, rate, steps, tower=recipe.joint_tower)
@@ -246,7 +248,7 @@ def train_answers(trainer: Trainer, generator: torch.Generator, *, joint: bool) 
                 loss = loss + 0.5 * losses.tower_loss(trainer.heads, output, canvases)[0]
         descent(loss)
         if (step % 200 == 199 or step + 1 == steps) and _rank() == 0:
-            trainer.log("joint" if joint else "answers", step + 1, loss, held_accuracy(trainer))
+            trainer.log(stage, step + 1, loss, held_accuracy(trainer))
 
 
 @torch.no_grad()
@@ -276,9 +278,10 @@ def train(trainer: Trainer) -> None:
     stages: list[tuple[str, Callable[[torch.Generator], None]]] = [
         ("tower", lambda generator: train_tower(trainer, generator)),
         ("align", lambda generator: train_alignment(trainer, generator)),
-        ("answers", lambda generator: train_answers(trainer, generator, joint=False)),
+        ("answers", lambda generator: train_answers(trainer, generator, "answers")),
         ("sharpen", lambda generator: train_tower(trainer, generator, again=True)),
-        ("joint", lambda generator: train_answers(trainer, generator, joint=True)),
+        ("joint", lambda generator: train_answers(trainer, generator, "joint")),
+        ("settle", lambda generator: train_answers(trainer, generator, "settle")),
     ]
     for number, (name, run) in enumerate(stages):
         kept = trainer.out / f"stage-{number}-{name}.safetensors"
