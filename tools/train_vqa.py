@@ -3,7 +3,7 @@
     export OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8589934592
     torchrun --nproc-per-node 2 tools/train_vqa.py --seed 0 --out DIR
 
-Two processes of one thread are faster than one of two, and the settings of glibc keep freed memory. Batch sizes are a process's.
+Two processes of one thread are faster than one of two, and glibc's settings keep freed memory. Batch sizes are a process's.
 
 1. `tower`: every patch names the object it belongs to, its colour and its centre (first on densely filled canvases, which give
    more supervision per picture, then on ordinary ones); the CLS token names what is present.
@@ -17,7 +17,7 @@ Two processes of one thread are faster than one of two, and the settings of glib
 
 In stages 3, 5 and 6 visual tokens are dropped after the projector, as pruners do it: of some batches none, of some a random
 share up to 90 %, of some all but those of the objects that a question needs. What is left stands at renumbered, original or any
-ascending positions, and the right answer is what the objects left allow. A finished stage is kept in DIR, where the same command
+ascending positions, and the right answer is what the objects left allow. A finished stage is kept in DIR; the same command
 goes on.
 """
 

@@ -283,7 +283,8 @@ def test_no_constant_answer_passes():
     items = vqa_items(n=400, seed=5)
     for family in set(FAMILY.values()):
         answers = [item.answer for item in items if FAMILY[item.kind] == family]
-        assert max(answers.count(a) for a in answers) / len(answers) < 0.5
+        # two kinds are answered by yes or no, half each
+        assert max(answers.count(a) for a in answers) / len(answers) < 0.6
 
 
 @needs_weights
