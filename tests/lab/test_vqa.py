@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import time
@@ -254,6 +255,13 @@ def test_unpruned_accuracy_on_held_out_digits(testbed):
     with RandomPruner(0.5, seed=0).attach(testbed.model):
         half = sum(testbed.accuracy(items)) / len(items)
     assert full - half < 0.1 < full - tenth
+
+
+@needs_weights
+def test_a_shift_off_the_grid_of_patches_changes_little(testbed):
+    items = vqa_items(n=100, seed=13)
+    moved = [dataclasses.replace(item, image=item.image.roll((3, 3), (0, 1))) for item in items]
+    assert abs(sum(testbed.accuracy(items)) - sum(testbed.accuracy(moved))) <= 8
 
 
 @needs_weights

@@ -85,7 +85,7 @@ def split_indices(total: int, held_out: int) -> tuple[Tensor, Tensor]:
 
 
 def build_sheet(*, train: bool, held_out: tuple[int, int] = (900, 300)) -> Sheet:
-    """One split from the assets: digits of other writers and other photographs in the test split, whose emoji are Noto's alone.
+    """One split from the assets: the test split has other digits and photographs; its emoji are Noto's, which training has too.
 
     `held_out` digits of MNIST and of scikit-learn form the test split.
     """

@@ -97,7 +97,7 @@ def _is_apart(difference: Tensor) -> bool:
 
 
 def _bar(outcomes: dict[tuple[str, float, str], Tensor], apart: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """The conditions, set before the model was trained: what was measured, what is wanted, whether it is met."""
+    """The conditions: what was measured, what is wanted, whether it is met."""
     mean = {key: hits.mean().item() for key, hits in outcomes.items()}
     full = mean["none", 1.0, "reindex"]
     ways = max(abs(mean["random", keep, "reindex"] - mean["random", keep, "gather"]) for keep in KEEPS)
