@@ -1,356 +1,256 @@
-"""Canvases of handwritten digits with questions about them.
+"""Canvases: handwritten digits, two-digit numbers and pictures of things, anywhere on a photograph.
 
-A canvas is a square RGB picture cut into cells (16 px, that is 2x2 patches of 8 px by default). Some cells hold a
-coloured handwritten digit, some hold clutter that is not a digit (a quarter of a digit, speckle, stripes), the rest is
-noisy background. Questions need one region, several regions, or counting, and every question knows the patches that
-answer it.
+Objects lie at any pixel (not on the grid of patches), at many sizes, slightly turned, and do not overlap; each covers several
+patches of 8 px, and most patches are background, as in photographs. Every patch knows the object that covers it.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenry.lab.beds.pictures.sprites import CROP_SIDE, DIGIT_SIDE, PICTURE_SIDE, THINGS, Sheet
+
 COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (1.0, 0.15, 0.15),
+    "red": (1.0, 0.12, 0.12),
     "green": (0.15, 0.9, 0.2),
-    "blue": (0.25, 0.35, 1.0),
+    "blue": (0.25, 0.4, 1.0),
     "yellow": (1.0, 0.95, 0.1),
-    "purple": (0.9, 0.2, 0.95),
-    "cyan": (0.1, 0.9, 0.95),
+    "purple": (0.85, 0.2, 1.0),
+    "cyan": (0.1, 0.95, 0.95),
+    "white": (1.0, 1.0, 1.0),
 }
 COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 ZONES: tuple[str, ...] = (
-    "top-left",
-    "top",
-    "top-right",
-    "left",
-    "center",
-    "right",
-    "bottom-left",
-    "bottom",
-    "bottom-right",
-)
-KINDS: tuple[str, ...] = (
-    "digit_of_color",
-    "color_of_digit",
-    "digit_in_zone",
-    "color_in_zone",
-    "sum",
-    "larger",
-    "count",
-    "count_color",
-)
-FAMILY: dict[str, str] = {
-    "digit_of_color": "one region",
-    "color_of_digit": "one region",
-    "digit_in_zone": "one region",
-    "color_in_zone": "one region",
-    "sum": "several regions",
-    "larger": "several regions",
-    "count": "counting",
-    "count_color": "counting",
-}
+    "top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right",
+)  # fmt: skip
+THING_NAMES: tuple[str, ...] = tuple(THINGS)
+NUMBER = 10 + len(THINGS)  # classes: the ten digits, the things, a number
+CLASSES = NUMBER + 1
+COVERED = 0.3  # a patch belongs to an object when its box covers this share of the patch
+_LARGEST = 46
+_WINDOW = 52  # pixels in which an object is drawn: the largest size, turned
+_TRIES = 24
+_BAND = 0.72  # height of a number over its width
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanvasSpec:
-    """Geometry (pixels) and content (inclusive ranges) of a canvas."""
+    """Geometry (pixels) and content of a canvas; ranges are inclusive, shares are probabilities.
+
+    size, patch: side of the picture and of a patch. objects: how many. side: of a digit or thing; number: how much wider one of
+    these is. turn: largest angle (radians). plain: share of backgrounds without a photograph. light, noise: brightness of the
+    background and standard deviation of the noise. gap: least distance between objects. snap: boxes start at multiples of it.
+    kinds: shares of digits, numbers, things.
+    """
 
     size: int = 112
     patch: int = 8
-    cell: int = 16
-    digits: tuple[int, int] = (3, 8)
-    clutter: tuple[int, int] = (2, 8)
-    noise: float = 0.04
+    objects: tuple[int, int] = (3, 6)
+    side: tuple[int, int] = (17, 28)
+    number: float = 1.6
+    turn: float = 0.25
+    plain: float = 0.5
+    light: tuple[float, float] = (0.15, 0.5)
+    noise: tuple[float, float] = (0.0, 0.05)
+    gap: int = 2
+    snap: int = 1
+    kinds: tuple[float, float, float] = (0.45, 0.2, 0.35)
 
     def __post_init__(self) -> None:
-        if self.size % self.cell or self.cell % self.patch:
+        if self.size % self.patch:
+            raise ValueError(f"size={self.size}, patch={self.patch}: patch must divide size")
+        if not 1 <= self.objects[0] <= self.objects[1]:
+            raise ValueError(f"objects={self.objects}: expected 1 <= fewest <= most")
+        if not 8 <= self.side[0] <= self.side[1] <= _LARGEST / self.number:
             raise ValueError(
-                f"size={self.size}, cell={self.cell}, patch={self.patch}: cell must divide size and patch must divide cell"
+                f"side={self.side}, number={self.number}: expected 8 <= smallest <= largest, a number at most {_LARGEST} wide"
             )
-        if self.digits[0] < 2 or self.digits[1] + self.clutter[1] > self.cells**2:
-            raise ValueError(
-                f"digits={self.digits}, clutter={self.clutter}: at least 2 digits and at most {self.cells**2} things fit"
-            )
-
-    @property
-    def cells(self) -> int:
-        """Cells along one side."""
-        return self.size // self.cell
 
     @property
     def grid(self) -> int:
         """Patches along one side."""
         return self.size // self.patch
 
-    def zone_of(self, cell: int) -> int:
-        """Index into ZONES of a cell: the first two and the last two rows (columns) are the outer thirds."""
-        row, column = divmod(cell, self.cells)
-        thirds = [0 if i < 2 else 2 if i >= self.cells - 2 else 1 for i in (row, column)]
-        return thirds[0] * 3 + thirds[1]
 
-    def patches_of(self, cells: Sequence[int]) -> Tensor:
-        """Bool [N] over the patches in raster order, true inside the cells."""
-        mask = torch.zeros(self.cells**2, dtype=torch.bool)
-        mask[list(cells)] = True
-        return cells_to_patches(mask[None], self)[0]
-
-
-def cells_to_patches(values: Tensor, spec: CanvasSpec) -> Tensor:
-    """Repeat a value per cell [n, C] over the patches of the cell: [n, N] in raster order."""
-    ratio = spec.cell // spec.patch
-    grid = values.view(-1, spec.cells, spec.cells)
-    return grid.repeat_interleave(ratio, 1).repeat_interleave(ratio, 2).flatten(1)
+# Held-out digits are asked about on held-out photographs, lighter and noisier than those of training, none of them plain.
+TEST_SPEC = CanvasSpec(side=(20, 26), plain=0.0, light=(0.3, 0.55), noise=(0.04, 0.06), turn=0.2, gap=3)
+# Four times the objects: a vision tower learns from every patch, so this teaches it faster.
+DENSE_SPEC = CanvasSpec(objects=(10, 16), side=(18, 28), gap=0)
+# The first lesson: upright, of one size, on the grid of patches.
+FIRST_SPEC = CanvasSpec(objects=(12, 16), side=(24, 24), gap=0, snap=8, turn=0.0, plain=0.8)
 
 
 @dataclass(frozen=True)
 class Canvases:
-    """n pictures; -1 in `labels` and `colours` marks a cell without a digit.
+    """n pictures with up to K objects each.
 
-    images uint8 [n, size, size, 3]; labels, colours int64 [n, C]; clutter bool [n, C]; C cells in raster order.
+    images uint8 [n, size, size, 3]; there bool [n, K]; classes int64 [n, K] (place in digits, `THINGS`, number); colours int64
+    [n, K], -1 for things; values int64 [n, K], what a number reads, -1 otherwise; boxes float [n, K, 4] (top, left, bottom,
+    right) in pixels.
     """
 
     images: Tensor
-    labels: Tensor
+    there: Tensor
+    classes: Tensor
     colours: Tensor
-    clutter: Tensor
+    values: Tensor
+    boxes: Tensor
     spec: CanvasSpec
 
-    def boxes(self, index: int) -> list[tuple[int, int, int, int]]:
-        """Boxes (top, left, bottom, right) in pixels of the digits of one picture, in raster order."""
-        side = self.spec.cell
-        corners = [divmod(int(c), self.spec.cells) for c in (self.labels[index] >= 0).nonzero().flatten()]
-        return [(r * side, c * side, (r + 1) * side, (c + 1) * side) for r, c in corners]
+    def owners(self) -> Tensor:
+        """Object that covers at least `COVERED` of each patch, the larger share first, -1 where there is none: [n, N]."""
+        edges = torch.arange(self.spec.grid) * float(self.spec.patch)
+        rows = _overlap(self.boxes[..., 0], self.boxes[..., 2], edges, self.spec.patch)
+        columns = _overlap(self.boxes[..., 1], self.boxes[..., 3], edges, self.spec.patch)
+        share = rows[..., :, None] * columns[..., None, :] * self.there[..., None, None]
+        best, owner = share.flatten(2).max(1)
+        return torch.where(best >= COVERED, owner, -1)
 
-    def patch_labels(self) -> Tensor:
-        """Digit class of every patch, -1 where there is none: [n, N]."""
-        return cells_to_patches(self.labels, self.spec)
-
-    def patch_colours(self) -> Tensor:
-        """Colour of the digit of every patch, -1 where there is none: [n, N]."""
-        return cells_to_patches(self.colours, self.spec)
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question: the text, its one-word answer, its kind (a key of FAMILY) and the cells it needs."""
-
-    text: str
-    answer: str
-    kind: str
-    cells: tuple[int, ...]
+    def centres(self) -> Tensor:
+        """Centres (row, column) of the boxes as shares of the picture: [n, K, 2]."""
+        return (self.boxes[..., :2] + self.boxes[..., 2:]) / 2 / self.spec.size
 
 
-def make_canvases(
-    generator: torch.Generator,
-    digits: Tensor,
-    labels: Tensor,
-    n: int,
-    *,
-    spec: CanvasSpec | None = None,
-    augment: bool = False,
-    dense: bool = False,
-) -> Canvases:
-    """Draw n fresh canvases from digits [M, h, w] (uint8 or 0..1 floats) with labels [M].
+def _overlap(low: Tensor, high: Tensor, edges: Tensor, width: int) -> Tensor:
+    """Share of every interval [edge, edge + width] inside [low, high]: [n, K, edges]."""
+    start = torch.maximum(low[..., None], edges)
+    end = torch.minimum(high[..., None], edges + width)
+    return (end - start).clamp(min=0) / width
 
-    Two colours are always used exactly once, so that every kind of question can be asked. `augment` turns, scales and
-    shifts the digits; `dense` fills four fifths of all cells with digits (for teaching a vision tower quickly).
-    """
-    if digits.ndim != 3 or labels.shape != digits.shape[:1]:
-        raise ValueError(f"digits {tuple(digits.shape)} and labels {tuple(labels.shape)}: expected [M, h, w] and [M]")
+
+def make_canvases(generator: torch.Generator, sheet: Sheet, n: int, *, spec: CanvasSpec | None = None) -> Canvases:
+    """Draw n fresh canvases from the digits, pictures and backgrounds of `sheet`."""
     spec = spec or CanvasSpec()
-    total = spec.cells**2
-    low, high = (total * 7 // 10, total * 9 // 10) if dense else spec.digits
-    count = _integers(generator, low, high + 1, (n, 1))
-    spoiled = _integers(generator, spec.clutter[0], spec.clutter[1] + 1, (n, 1))
-    rank = torch.rand(n, total, generator=generator).argsort(1).argsort(1)
-    is_digit = rank < count
-    clutter = (rank >= count) & (rank < count + spoiled)
-    pick = _integers(generator, 0, len(digits), (n, total))
-    colours = _colours(generator, rank)
-    images = _background(generator, n, spec)
-    tiles = images.view(n, spec.cells, spec.cell, spec.cells, spec.cell, 3).permute(0, 1, 3, 2, 4, 5).flatten(1, 2)
-    palette = torch.tensor(list(COLOURS.values()))
-    for mask, draw in ((is_digit, None), (clutter, _spoil)):
-        glyphs = _glyphs(generator, digits[pick[mask]], spec.cell, augment)
-        if draw is not None:
-            glyphs = draw(generator, glyphs, spec.patch)
-        tiles[mask] += glyphs[..., None] * palette[colours[mask]][:, None, None, :]
-    tiles = tiles.view(n, spec.cells, spec.cells, spec.cell, spec.cell, 3).permute(0, 1, 3, 2, 4, 5)
-    images = (tiles.reshape(n, spec.size, spec.size, 3).clamp(0, 1) * 255).round().to(torch.uint8)
-    none = torch.tensor(-1)
-    return Canvases(
-        images=images,
-        labels=torch.where(is_digit, labels[pick], none),
-        colours=torch.where(is_digit, colours, none),
-        clutter=clutter,
-        spec=spec,
-    )
+    slots = spec.objects[1]
+    wanted = torch.arange(slots) < _integers(generator, spec.objects[0], spec.objects[1] + 1, (n, 1))
+    family = torch.multinomial(torch.tensor(spec.kinds), n * slots, True, generator=generator).view(n, slots)
+    side = _between(generator, spec.side, (n, slots)).round()
+    side = torch.where(family == 1, (side * spec.number).round(), side)
+    height = torch.where(family == 1, (side * _BAND).round(), side)
+    boxes, there = _place(generator, torch.stack([height, side], -1), wanted, spec)
+    colours = torch.where(family == 2, -1, _colours(generator, n, slots))
+    ink, classes, values = _draw_from(generator, sheet, family, there)
+    images = _background(generator, sheet, n, spec)
+    _paste(generator, images, ink, family, colours, boxes, side, there, spec)
+    noise = _between(generator, spec.noise, (n, 1, 1, 1))
+    images.add_(noise * torch.randn(images.shape, generator=generator)).clamp_(0, 1).mul_(255).round_()
+    pixels = images.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return Canvases(pixels, there, classes, colours, values, boxes, spec)
 
 
 def _integers(generator: torch.Generator, low: int, high: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randint(low, high, shape, generator=generator)
 
 
-def _colours(generator: torch.Generator, rank: Tensor) -> Tensor:
-    """Colour per thing: the first `distinct` (2..6) differ, later ones repeat any but the first two."""
-    n, kinds = len(rank), len(COLOURS)
-    order = torch.rand(n, kinds, generator=generator).argsort(1)
-    distinct = _integers(generator, 2, kinds + 1, (n, 1))
-    repeat = _integers(generator, 2, kinds, tuple(rank.shape))
-    return order.gather(1, torch.where(rank < distinct, rank.clamp(max=kinds - 1), repeat))
+def _between(generator: torch.Generator, limits: tuple[float, float], shape: tuple[int, ...]) -> Tensor:
+    return limits[0] + (limits[1] - limits[0]) * torch.rand(shape, generator=generator)
 
 
-def _background(generator: torch.Generator, n: int, spec: CanvasSpec) -> Tensor:
-    """A dim tint, a gradient and noise: float [n, size, size, 3]."""
-    tint = 0.12 * torch.rand(n, 1, 1, 3, generator=generator)
-    slope = 0.1 * torch.rand(n, 2, 1, 3, generator=generator)
-    ramp = torch.linspace(0, 1, spec.size)
-    gradient = slope[:, :1] * ramp.view(1, -1, 1, 1) + slope[:, 1:] * ramp.view(1, 1, -1, 1)
-    return tint + gradient + spec.noise * torch.randn(n, spec.size, spec.size, 3, generator=generator)
+def _place(generator: torch.Generator, sizes: Tensor, wanted: Tensor, spec: CanvasSpec) -> tuple[Tensor, Tensor]:
+    """Boxes [n, K, 4] that do not overlap, one object after the other; an object that finds no room is left out."""
+    n, slots, _ = sizes.shape
+    boxes = torch.full((n, slots, 4), -1000.0)
+    there = wanted.clone()
+    tries = torch.rand(n, slots, _TRIES, 2, generator=generator)
+    for slot in range(slots):
+        size = sizes[:, slot, None]
+        start = (tries[:, slot] * (spec.size - size + 1) / spec.snap).floor() * spec.snap
+        box = torch.cat([start, start + size], -1)
+        others = boxes[:, None, :slot]
+        apart = (box[:, :, None, :2] >= others[..., 2:] + spec.gap) | (box[:, :, None, 2:] + spec.gap <= others[..., :2])
+        free = apart.any(-1).all(-1)
+        first = free.int().argmax(1)
+        chosen = box[torch.arange(n), first]
+        there[:, slot] &= free.any(1)
+        boxes[:, slot] = torch.where(there[:, slot, None], chosen, boxes[:, slot])
+    return boxes, there
 
 
-def _glyphs(generator: torch.Generator, digits: Tensor, side: int, augment: bool) -> Tensor:
-    """Digits [m, h, w] redrawn at side x side pixels: [m, side, side] in 0..1."""
-    m = len(digits)
-    ink = digits.float() / 255 if digits.dtype == torch.uint8 else digits.float()
-    spread = torch.rand(m, 5, generator=generator) * 2 - 1
-    amount = torch.tensor([0.22, 0.12, 0.15, 0.07, 0.07] if augment else [0.0, 0.04, 0.0, 0.04, 0.04])
-    angle, zoom, shear, dx, dy = (spread * amount).unbind(1)
-    zoom = 21.0 / digits.shape[-1] * (1 + zoom)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    theta = torch.stack([zoom * cos, zoom * (shear - sin), dx, zoom * sin, zoom * cos, dy], 1).view(m, 2, 3)
-    grid = F.affine_grid(theta, [m, 1, side, side], align_corners=False)
-    return F.grid_sample(ink[:, None], grid, align_corners=False)[:, 0]
+def _colours(generator: torch.Generator, n: int, slots: int) -> Tensor:
+    """Colour per object: half of them take one of two colours of the picture, so that colours repeat; the rest any."""
+    pair = torch.rand(n, len(COLOURS), generator=generator).argsort(1)[:, :2]
+    common = pair.gather(1, _integers(generator, 0, 2, (n, slots)))
+    any_colour = _integers(generator, 0, len(COLOURS), (n, slots))
+    return torch.where(torch.rand(n, slots, generator=generator) < 0.45, common, any_colour)
 
 
-def _spoil(generator: torch.Generator, glyphs: Tensor, patch: int) -> Tensor:
-    """Turn glyphs [m, side, side] into clutter: a quarter of a digit, a patch of speckle, or a patch of stripes."""
-    m, side, _ = glyphs.shape
-    style = _integers(generator, 0, 3, (m, 1, 1))
-    speckle = torch.rand(m, side, side, generator=generator)
-    lines = (torch.arange(side) // 2 % 2).float()
-    stripes = torch.where(_integers(generator, 0, 2, (m, 1, 1)) == 0, lines.view(1, -1, 1), lines.view(1, 1, -1))
-    drawn = torch.where(style == 0, glyphs, torch.where(style == 1, speckle, stripes * 0.8))
-    corner = _integers(generator, 0, side // patch, (m, 2)) * patch
-    inside = torch.arange(side)
-    rows = (inside >= corner[:, :1]) & (inside < corner[:, :1] + patch)
-    columns = (inside >= corner[:, 1:]) & (inside < corner[:, 1:] + patch)
-    return drawn * rows[:, :, None] * columns[:, None, :]
-
-
-@dataclass(frozen=True)
-class _Thing:
-    cell: int
-    digit: int
-    colour: str
-    zone: str
-
-
-def questions(canvases: Canvases, index: int, rng: random.Random, count: int, kinds: Sequence[str] = KINDS) -> list[Question]:
-    """`count` questions about one picture, kinds in random order and as evenly as the picture allows."""
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown or not kinds:
-        raise ValueError(f"kinds={list(kinds)}: choose from {list(KINDS)}")
-    things = _things(canvases, index)
-    drawn: list[Question] = []
-    order: list[str] = []
-    misses = 0
-    while len(drawn) < count:
-        order = order or rng.sample(list(kinds), len(kinds))
-        question = _ASK[order.pop()](things, rng)
-        misses = misses + 1 if question is None else 0
-        if misses > 2 * len(kinds):
-            raise ValueError(f"kinds={list(kinds)}: none of them can be asked about picture {index}")
-        if question is not None:
-            drawn.append(question)
-    return drawn
-
-
-def ask(canvases: Canvases, index: int, rng: random.Random, kind: str) -> Question | None:
-    """A question of one kind about one picture, or None when the picture does not allow it."""
-    if kind not in _ASK:
-        raise ValueError(f"kind={kind!r}: choose from {list(KINDS)}")
-    return _ASK[kind](_things(canvases, index), rng)
-
-
-def _things(canvases: Canvases, index: int) -> list[_Thing]:
-    labels, colours = canvases.labels[index].tolist(), canvases.colours[index].tolist()
-    return [
-        _Thing(cell, digit, COLOUR_NAMES[colours[cell]], ZONES[canvases.spec.zone_of(cell)])
-        for cell, digit in enumerate(labels)
-        if digit >= 0
+def _draw_from(generator: torch.Generator, sheet: Sheet, family: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour times opacity and opacity [M, 4, 40, 40] of the objects that are `there`; class and value of all [n, K]."""
+    n, slots = family.shape
+    first, second = (_integers(generator, 0, len(sheet.digits), (n, slots)) for _ in range(2))
+    # every thing is as frequent as the others, however many pictures it has
+    thing = _integers(generator, 0, len(THINGS), (n, slots))
+    same = sheet.picture_labels[None] == thing.flatten()[:, None]
+    picture = torch.multinomial(same.float(), 1, generator=generator).view(n, slots)
+    ink = torch.zeros(int(there.sum()), 4, PICTURE_SIDE, PICTURE_SIDE)
+    is_digit, is_number, is_thing = (family[there] == number for number in range(3))
+    ink[is_thing] = sheet.pictures[picture[there][is_thing]].float() / 255
+    ink[is_digit] = _resized(sheet.digits[first[there][is_digit]], PICTURE_SIDE, PICTURE_SIDE)[:, None]
+    high, width = round(PICTURE_SIDE * _BAND), PICTURE_SIDE // 2
+    top = (PICTURE_SIDE - high) // 2
+    pair = [
+        # two digits side by side, their side margins cut off
+        _resized(sheet.digits[chosen[there][is_number]][..., 3 : DIGIT_SIDE - 3], high, width)
+        for chosen in (first, second)
     ]
+    ink[is_number] = F.pad(torch.cat(pair, -1), (0, 0, top, PICTURE_SIDE - high - top))[:, None]
+    tens, ones = sheet.digit_labels[first], sheet.digit_labels[second]
+    classes = torch.where(family == 0, tens, torch.where(family == 1, NUMBER, 10 + thing))
+    return ink, classes, torch.where(family == 1, 10 * tens + ones, -1)
 
 
-def _unique(things: list[_Thing], attribute: str) -> list[_Thing]:
-    values = [getattr(t, attribute) for t in things]
-    return [t for t in things if values.count(getattr(t, attribute)) == 1]
+def _resized(digits: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(digits[:, None].float() / 255, size=(height, width), mode="bilinear")[:, 0]
 
 
-def _lookup(kind: str, by: str, of: str) -> Callable[[list[_Thing], random.Random], Question | None]:
-    word = "digit" if of == "digit" else "color"
-
-    def ask(things: list[_Thing], rng: random.Random) -> Question | None:
-        candidates = _unique(things, by)
-        if not candidates:
-            return None
-        thing = rng.choice(candidates)
-        return Question(f"what {word} is {getattr(thing, by)}", str(getattr(thing, of)), kind, (thing.cell,))
-
-    return ask
-
-
-def _pair(things: list[_Thing], rng: random.Random) -> tuple[_Thing, _Thing] | None:
-    candidates = _unique(things, "colour")
-    if len(candidates) < 2:
-        return None
-    first, second = rng.sample(candidates, 2)
-    return first, second
+def _background(generator: torch.Generator, sheet: Sheet, n: int, spec: CanvasSpec) -> Tensor:
+    """Darkened photographs, or blurred noise with a tint: float [n, 3, size, size]."""
+    coarse = torch.rand(n, 3, 5, 5, generator=generator) * torch.rand(n, 1, 1, 1, generator=generator)
+    tint = torch.rand(n, 3, 1, 1, generator=generator)
+    smooth = F.interpolate(0.6 * coarse + 0.4 * tint, size=(spec.size, spec.size), mode="bilinear", align_corners=True)
+    crop = sheet.backgrounds[_integers(generator, 0, len(sheet.backgrounds), (n,))].permute(0, 3, 1, 2).float() / 255
+    top, left = _integers(generator, 0, CROP_SIDE - spec.size + 1, (2,)).tolist()
+    crop = crop[:, :, top : top + spec.size, left : left + spec.size]
+    flip = torch.rand(n, generator=generator) < 0.5
+    crop[flip] = crop[flip].flip(-1)
+    plain = torch.rand(n, 1, 1, 1, generator=generator) < spec.plain
+    picture = torch.where(plain, smooth, crop)
+    # faded: the colours of objects are brighter than those behind them
+    light = 0.5 * _between(generator, spec.light, (n, 1, 1, 1))
+    return (picture + picture.mean(1, keepdim=True)).mul_(light)
 
 
-def _ask_sum(things: list[_Thing], rng: random.Random) -> Question | None:
-    pair = _pair(things, rng)
-    if pair is None:
-        return None
-    a, b = pair
-    return Question(f"sum of {a.colour} and {b.colour}", str(a.digit + b.digit), "sum", (a.cell, b.cell))
+def _paste(
+    generator: torch.Generator, images: Tensor, ink: Tensor, family: Tensor, colours: Tensor, boxes: Tensor, side: Tensor,
+    there: Tensor, spec: CanvasSpec,
+) -> None:  # fmt: skip
+    """Draw the objects into `images` [n, 3, size, size], turned, scaled, in their colours."""
+    n, slots = there.shape
+    palette = torch.tensor(list(COLOURS.values()))
+    shade = palette[colours.clamp(min=0)] * _between(generator, (0.85, 1.0), (n, slots, 1))
+    shade = (shade + 0.06 * torch.randn(n, slots, 3, generator=generator)).clamp(0, 1)
+    shade = torch.where((family == 2)[..., None], 1.0, shade)
+    angle = spec.turn * (2 * torch.rand(n, slots, generator=generator) - 1)
+    drawn = _turned(ink, angle[there], _WINDOW / side[there])
+    drawn[:, :3] *= shade[there][:, :, None, None]
+    clear = 1 - drawn[:, 3:]
+    margin = _WINDOW // 2
+    padded = F.pad(images, [margin] * 4)
+    corners = ((boxes[..., :2] + boxes[..., 2:]) / 2)[there].floor().int().tolist()
+    owners = there.nonzero()[:, 0].tolist()
+    for number, (picture, (top, left)) in enumerate(zip(owners, corners, strict=True)):  # slices: far faster than indices
+        under = padded[picture, :, top : top + _WINDOW, left : left + _WINDOW]
+        under.mul_(clear[number]).add_(drawn[number, :3])
+    images.copy_(padded[:, :, margin:-margin, margin:-margin])
 
 
-def _ask_larger(things: list[_Thing], rng: random.Random) -> Question | None:
-    pair = _pair(things, rng)
-    if pair is None or pair[0].digit == pair[1].digit:
-        return None
-    a, b = pair
-    answer = "yes" if a.digit > b.digit else "no"
-    return Question(f"is {a.colour} larger than {b.colour}", answer, "larger", (a.cell, b.cell))
-
-
-def _ask_count(things: list[_Thing], rng: random.Random) -> Question | None:
-    return Question("how many digits", str(len(things)), "count", tuple(t.cell for t in things))
-
-
-def _ask_count_color(things: list[_Thing], rng: random.Random) -> Question | None:
-    # Half of the time about the most frequent colour: otherwise 0 and 1 would be nearly all answers.
-    colours = [t.colour for t in things]
-    colour = rng.choice(COLOUR_NAMES) if rng.random() < 0.5 else max(sorted(set(colours)), key=colours.count)
-    cells = tuple(t.cell for t in things if t.colour == colour)
-    return Question(f"how many digits are {colour}", str(len(cells)), "count_color", cells)
-
-
-_ASK: dict[str, Callable[[list[_Thing], random.Random], Question | None]] = {
-    "digit_of_color": _lookup("digit_of_color", "colour", "digit"),
-    "color_of_digit": _lookup("color_of_digit", "digit", "colour"),
-    "digit_in_zone": _lookup("digit_in_zone", "zone", "digit"),
-    "color_in_zone": _lookup("color_in_zone", "zone", "colour"),
-    "sum": _ask_sum,
-    "larger": _ask_larger,
-    "count": _ask_count,
-    "count_color": _ask_count_color,
-}
+def _turned(ink: Tensor, angle: Tensor, zoom: Tensor) -> Tensor:
+    """Objects [M, 4, 40, 40] drawn in the middle of a window of 52 px: [M, 4, 52, 52]."""
+    cos, sin, none = torch.cos(angle) * zoom, torch.sin(angle) * zoom, torch.zeros_like(angle)
+    theta = torch.stack([cos, -sin, none, sin, cos, none], 1).view(-1, 2, 3)
+    places = F.affine_grid(theta, [len(ink), 4, _WINDOW, _WINDOW], align_corners=False)
+    return F.grid_sample(ink, places, align_corners=False)

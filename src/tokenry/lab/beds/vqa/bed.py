@@ -1,9 +1,9 @@
 """A small visual-question-answering model of our own, with its test questions; everything is in the package.
 
-The model is a `transformers.LlavaForConditionalGeneration`: a CLIP vision tower (5 blocks, LLaVA reads the last but
+The model is a `transformers.LlavaForConditionalGeneration`: a CLIP vision tower (6 blocks, LLaVA reads the last but
 one, without CLS), the two-layer GELU projector, a Llama decoder (8 layers, 4 heads, 2 key-value heads), 196 visual
-tokens. It was trained by `tools/train_vqa.py` on canvases of handwritten digits; the questions here are
-about canvases of held-out digits.
+tokens. `tools/train_vqa.py` trained it on canvases of handwritten digits and pictures, with visual tokens dropped at random;
+the questions here are about canvases of held-out digits on held-out photographs.
 """
 
 from __future__ import annotations
@@ -21,43 +21,25 @@ from torch import Tensor
 from tokenry.core.checks import check_choice, check_int
 from tokenry.core.seeding import seeded
 from tokenry.errors import AssetDamagedError
-from tokenry.lab.beds.pictures.canvas import COLOUR_NAMES, KINDS, ZONES, CanvasSpec, ask, make_canvases, questions
+from tokenry.lab.beds.pictures.canvas import COLOUR_NAMES, TEST_SPEC, THING_NAMES, ZONES, CanvasSpec, make_canvases
+from tokenry.lab.beds.pictures.questions import KINDS, ask, questions
+from tokenry.lab.beds.pictures.sprites import build_sheet, load_sheet
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "vqa"
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
-WORDS: dict[str, int] = {
-    word: index
-    for index, word in enumerate(
-        (
-            *SPECIAL,
-            *(str(number) for number in range(19)),
-            *COLOUR_NAMES,
-            *ZONES,
-            *(
-                "yes",
-                "no",
-                "what",
-                "digit",
-                "color",
-                "is",
-                "sum",
-                "of",
-                "and",
-                "larger",
-                "than",
-                "how",
-                "many",
-                "digits",
-                "are",
-            ),
-        )
-    )
-}
+_OTHER_WORDS = (
+    "yes", "no", "what", "digit", "color", "is", "in", "where", "number", "there", "of", "above", "larger", "than", "how",
+    "many", "digits", "things", "unknown",
+)  # fmt: skip
+_ALL_WORDS = (*SPECIAL, *(str(digit) for digit in range(10)), *COLOUR_NAMES, *THING_NAMES, *ZONES, *_OTHER_WORDS)
+WORDS: dict[str, int] = {word: index for index, word in enumerate(dict.fromkeys(_ALL_WORDS))}
+_CHOICES = 4  # pictures drawn per item, so that the kinds are asked equally often
+UNKNOWN = "unknown"  # what the model says about objects of which it sees no token
+ANSWER_WORDS = 2  # a number is answered digit by digit
 PIXEL_MEAN, PIXEL_STD = 0.15, 0.25
-SPLIT_SEED, HELD_OUT = 20240, 1500
 
 
 @dataclass(frozen=True)
@@ -92,15 +74,16 @@ class VQATestbed:
 
     @torch.no_grad()
     def answer(self, items: Sequence[VQAItem], *, batch_size: int = 32) -> list[str]:
-        """The model's one-word answers, through `model.generate`, so that a pruner attached to the model acts."""
+        """The model's answers, a word or a number, through `model.generate`, so that a pruner attached to the model acts."""
         check_int("batch_size", batch_size, minimum=1)
-        words: list[str] = []
+        answers: list[str] = []
         model: Any = self.model
         for start in range(0, len(items), batch_size):
             inputs = self.encode(items[start : start + batch_size])
-            output = model.generate(**inputs, max_new_tokens=1, do_sample=False)
-            words += self.tokenizer.convert_ids_to_tokens(output[:, -1].tolist())
-        return words
+            output = model.generate(**inputs, max_new_tokens=ANSWER_WORDS, do_sample=False)
+            said = output[:, inputs["input_ids"].shape[1] :]
+            answers += [text.replace(" ", "") for text in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
+        return answers
 
     def accuracy(self, items: Sequence[VQAItem], *, batch_size: int = 32) -> list[float]:
         """1.0 where the answer is exactly right, else 0.0; one value per item."""
@@ -127,65 +110,49 @@ def load_vqa(
     return VQATestbed(model.to(device).eval(), tokenizer)
 
 
+TEST_SHEET = "test_sheet.safetensors"
 TRAIN_COMMAND = "python tools/train_vqa.py --seed 0 --out DIR"
 
 
 def vqa_items(
-    split: str = "test", n: int = 200, seed: int = 0, *, kinds: Sequence[str] = KINDS, folder: Path | None = None
-) -> list[VQAItem]:
+    split: str = "test", n: int = 200, seed: int = 0, *, kinds: Sequence[str] = KINDS, spec: CanvasSpec | None = None,
+    folder: Path | None = None,
+) -> list[VQAItem]:  # fmt: skip
     """N items on n different canvases, the kinds in turn; the test split needs nothing but the package.
 
-    split "test": digits never trained on, shipped with the weights; "train": the other digits (asset `mnist`).
+    split "test": digits, photographs and a setting of the generator never trained on, shipped with the weights; "train": those
+    of training (assets `mnist`, `digits`, `emoji-noto`, `emoji-twemoji`, `photographs`). `spec`: another setting.
     """
     check_choice("split", split, ("test", "train"))
     check_int("n", n, minimum=1)
-    digits, labels = _digit_sheet(folder or WEIGHTS) if split == "test" else digit_split(train=True)
-    generator = torch.Generator().manual_seed(seed)
-    canvases = make_canvases(generator, digits, labels, n)
+    test = split == "test"
+    sheet = load_sheet((folder or WEIGHTS) / TEST_SHEET) if test else build_sheet(train=True)
+    spec = spec or (TEST_SPEC if test else CanvasSpec())
+    canvases = make_canvases(torch.Generator().manual_seed(seed), sheet, _CHOICES * n, spec=spec)
+    owners = canvases.owners()
     rng = random.Random(seed)
     items: list[VQAItem] = []
-    for index in range(n):
-        # a picture that does not allow its kind (equal digits cannot be compared) gets the next kind that it allows
-        wanted = [kinds[(index + shift) % len(kinds)] for shift in range(len(kinds))]
-        question = next((q for kind in wanted if (q := ask(canvases, index, rng, kind)) is not None), None)
-        if question is None:
-            question = questions(canvases, index, rng, 1)[0]
-        relevant = canvases.spec.patches_of(question.cells)
-        items.append(VQAItem(canvases.images[index], question.text, question.answer, question.kind, relevant))
+    for number in range(n):
+        places = range(_CHOICES * number, _CHOICES * (number + 1))
+        kind = kinds[number % len(kinds)]
+        asked = ((place, ask(canvases, place, rng, kind)) for place in places)
+        place, question = next(((place, q) for place, q in asked if q is not None), (places[0], None))
+        # where no picture allows the kind (equal digits cannot be compared), the first is asked something else
+        question = question or questions(canvases, place, rng, 1, kinds)[0]
+        relevant = torch.isin(owners[place], torch.tensor(question.objects))
+        items.append(VQAItem(canvases.images[place], question.text, question.answer, question.kind, relevant))
     return items
 
 
-def _digit_sheet(folder: Path) -> tuple[Tensor, Tensor]:
-    from safetensors.torch import load_file
-
-    sheet = load_file(folder / "test_digits.safetensors")
-    return sheet["images"], sheet["labels"].long()
-
-
-def split_indices(total: int = 10_000) -> tuple[Tensor, Tensor]:
-    """Digit numbers of the training and of the test split, ascending and disjoint."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(SPLIT_SEED))
-    return order[HELD_OUT:].sort().values, order[:HELD_OUT].sort().values
-
-
-def digit_split(*, train: bool) -> tuple[Tensor, Tensor]:
-    """Digits uint8 [M, 24, 24] (the margin cut off) and labels of one split of the asset `mnist`."""
-    from tokenry.lab.sources.models import mnist_digits
-
-    images, labels = mnist_digits()
-    chosen = split_indices(len(images))[0 if train else 1]
-    return (images[chosen, 2:26, 2:26] * 255).round().to(torch.uint8), labels[chosen]
-
-
 def build_model(seed: int, spec: CanvasSpec | None = None) -> LlavaForConditionalGeneration:
-    """The untrained model (2.3 M parameters)."""
+    """The untrained model (2.5 M parameters)."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     spec = spec or CanvasSpec()
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=5,
+        num_hidden_layers=6,
         num_attention_heads=4,
         image_size=spec.size,
         patch_size=spec.patch,

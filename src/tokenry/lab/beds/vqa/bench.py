@@ -24,7 +24,7 @@ from tokenry.pruning.visual import VisualPruner
 class PackagedSubject:
     """The visual-question-answering testbed and its held-out items."""
 
-    model_name, data_name = "testbed (LLaVA, 196 visual tokens)", "held-out digit canvases"
+    model_name, data_name = "testbed (LLaVA, 196 visual tokens)", "canvases of held-out digits, pictures and photographs"
 
     def __init__(self, items: int, seed: int, device: str) -> None:
         from tokenry.lab.beds.vqa.bed import load_vqa, vqa_items
