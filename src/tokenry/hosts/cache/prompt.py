@@ -32,8 +32,8 @@ def settle(layers: dict[int, TrackedLayer], policy: CachePolicy, total_layers: i
     offsets = {i: [layer.held - n for n in row] for (i, layer), row in zip(layers.items(), held, strict=True)}
     for (i, layer), budget in zip(layers.items(), policy.budgets(prompt), strict=True):
         layer.planned, layer.budget = True, budget
-        if layer.scores is not None and first:
-            layer.scores = None if budget is None else group_heads(layer.scores, layer.stored[0].shape[1])
+        if layer.scores is not None:
+            layer.scores = None if budget is None else _per_key_head(layer)
         if budget is not None and layer.held > budget.slots:
             kept[i] = evict_layer(layer, policy)
     used = sum(layer.nbytes for layer in layers.values())
@@ -46,6 +46,12 @@ def settle(layers: dict[int, TrackedLayer], policy: CachePolicy, total_layers: i
 
 def _held(layer: TrackedLayer) -> list[int]:
     return [layer.held] * layer.stored[0].shape[0] if layer.real is None else layer.real.sum(dim=1).tolist()
+
+
+def _per_key_head(layer: TrackedLayer) -> torch.Tensor | None:
+    """Scores [B,Hkv,T]; those of a prompt, or of a window, come per query head."""
+    scores, kv_heads = layer.scores, layer.stored[0].shape[1]
+    return scores if scores is None or scores.shape[1] == kv_heads else group_heads(scores, kv_heads)
 
 
 def _window_scores(layer: TrackedLayer, signal: Signal) -> None:
