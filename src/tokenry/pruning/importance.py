@@ -9,22 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.core.checks import check_choice
-from tokenry.hosts.vlm import Signals, VisualTokens
+from tokenry.hosts.vlm import Signals, VisualTokens, has_cls
 from tokenry.pruning.sensitivity import exact_sensitivity, unit_directions
 
 Source = Literal["auto", "cls_attention", "norm", "sensitivity", "random", "uniform"]
 SOURCES: tuple[Source, ...] = ("auto", "cls_attention", "norm", "sensitivity", "random", "uniform")
-_NO_CLS = ("SiglipVisionModel", "Qwen2_5_VisionTransformerPretrainedModel")
 
 
 def resolve_source(source: Source, model: nn.Module) -> Source:
-    """``"auto"`` is CLS attention where the vision tower has a CLS token, else the norm of the projected token."""
+    """``"auto"`` is CLS attention where the vision tower has a CLS token and a visual token is one of its patches, else the norm."""
     check_choice("importance", source, SOURCES)
     if source != "auto":
         return source
-    inner = getattr(model, "model", model)
-    tower = getattr(inner, "vision_tower", None)
-    return "norm" if tower is None or type(tower).__name__ in _NO_CLS else "cls_attention"
+    return "cls_attention" if has_cls(model) else "norm"
 
 
 def signals_for(source: Source) -> Signals:

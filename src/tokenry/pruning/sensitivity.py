@@ -18,6 +18,7 @@ from tokenry.core.precision import outside_autocast
 
 Map = Callable[[Tensor], Tensor]
 _CHUNK = 8
+_TWO_LAYER = ("LlavaMultiModalProjector", "LlavaNextMultiModalProjector", "LlavaOnevisionMultiModalProjector")
 _STOCHASTIC = (nn.Dropout, nn.modules.batchnorm._BatchNorm)
 
 
@@ -98,7 +99,7 @@ def two_layer(projector: Any) -> tuple[nn.Linear, Map, nn.Linear] | None:
     projector = getattr(projector, "module", projector) if getattr(projector, "patch_width", None) is None else None
     if isinstance(projector, nn.Sequential) and len(projector) == 3:
         first, activation, second = projector[0], projector[1], projector[2]
-    elif type(projector).__name__ in ("LlavaMultiModalProjector", "LlavaOnevisionMultiModalProjector"):
+    elif type(projector).__name__ in _TWO_LAYER:
         first, activation, second = projector.linear_1, projector.act, projector.linear_2
     else:
         return None

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tokenry.core.attention import mass_between
 from tokenry.core.checks import check_choice, check_int, check_range, check_tensor
 from tokenry.core.selection import greedy_select
-from tokenry.hosts.vlm import BlockView, DecoderStage, Signals, VisualTokens
+from tokenry.hosts.vlm import BlockView, DecoderStage, Signals, VisualTokens, language_of
 from tokenry.pruning.base import check_tokens
 from tokenry.pruning.importance import resolve_source, signals_for
 from tokenry.pruning.visual import VisualPruner, identity
@@ -148,7 +148,7 @@ class ToDRE(VisualPruner):
     def _stage(self, model: nn.Module, run: Any) -> DecoderStage | None:
         if self.threshold <= 0:
             return None
-        blocks = len(model.model.language_model.layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        blocks = len(language_of(model).layers)
         block = math.floor(self.check_depth * blocks)
         if not 1 <= block < blocks:
             warnings.warn(

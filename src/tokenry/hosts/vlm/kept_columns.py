@@ -59,6 +59,14 @@ class KeptColumns:
         rows = torch.arange(self.index.shape[0], device=x.device).unsqueeze(1) if x.shape[0] > 1 else 0
         return x[rows, self.index]
 
+    @property
+    def kept(self) -> Tensor:
+        """Which of the S source columns have a slot, [B,S] bool."""
+        kept = torch.zeros(self.latest.shape, dtype=torch.bool, device=self.index.device)
+        rows, slots = self.mask.nonzero(as_tuple=True)
+        kept[rows, self.index[rows, slots]] = True
+        return kept
+
     def spread(self, x: Tensor) -> Tensor:
         """Back to S columns: every source column gets the value of the latest kept slot, [B,n',...] -> [B,S,...].
 

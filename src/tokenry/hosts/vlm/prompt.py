@@ -1,13 +1,13 @@
 """Vision-language models as hosts: visual tokens of every image, and the language model without the ones that were not chosen.
 
-Families: LLaVA-1.5, LLaVA-OneVision, Qwen2.5-VL. Nothing is patched but three things on the instance, all undone on exit: the
-method that returns image features is observed, and hooks stand before and after the language model. The prompt is shortened
+Families: those of `families`. Nothing is patched but a few things on the instance, all undone on exit: the methods that return
+features of images and videos are observed, and hooks stand before and after the language model. The prompt is shortened
 between the two, so ``generate`` and ``forward`` are called as without a pruner and return what they return without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
@@ -22,17 +22,14 @@ from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
 from tokenry.hosts.cache import ShortenedPast, TrackedLayer, TrackedSlidingLayer, tracked
 from tokenry.hosts.release import CACHE, cache_in, cache_of, check_takes_cache, release
+from tokenry.hosts.vlm.extras import block_masks, kept_rows, shorten_deepstack
+from tokenry.hosts.vlm.families import family_of, language_of
 from tokenry.hosts.vlm.kept_columns import KeptColumns, row_mask, spread_output
 from tokenry.hosts.vlm.request import Chooser, ChunkedChoice, Request, VisualTokens
-from tokenry.hosts.vlm.signals import SignalCapture, Signals
+from tokenry.hosts.vlm.signals import KINDS, Kind, SignalCapture, Signals
 from tokenry.hosts.vlm.stage import DecoderStage, StageHooks
 from tokenry.hosts.wrappers import unwrapped
 
-SUPPORTED = (
-    "LlavaForConditionalGeneration",
-    "LlavaOnevisionForConditionalGeneration",
-    "Qwen2_5_VLForConditionalGeneration",
-)
 Positions = Literal["reindex", "gather"]
 
 
@@ -46,26 +43,25 @@ def prune_prompt(
     positions: Positions = "reindex",
     stage: DecoderStage | None = None,
 ) -> Iterator[None]:
-    """Shorten every prompt with images to the tokens that `choose` keeps, until the block ends.
+    """Shorten every prompt with images or videos to the tokens that `choose` keeps, until the block ends.
 
     Args:
         model: one of the supported classes.
         owner: name used in messages.
-        choose: called once per forward that brings images.
+        choose: called once per forward that brings images or videos.
         signals: per-token scores to compute on the way (CLS attention, functions of the projector's input).
         positions: for models with 1-D positions, ``"reindex"`` counts the kept tokens 0, 1, ... and ``"gather"`` keeps their
-            original positions. Qwen2.5-VL always keeps its 3-D positions.
+            original positions. Models with 3-D positions (Qwen) always keep them.
         stage: removal of visual tokens inside the decoder.
 
     Raises:
-        UnsupportedModelError: another model class; the message lists the supported ones.
+        UnsupportedModelError: another model class; the message names the nearest supported one, lists all, and says where to read
+            how one is added. Or a `stage` on a language model with sliding-window layers.
         RuntimeError: something is attached to the model already.
     """
     check_choice("positions", positions, ("reindex", "gather"))
     model = unwrapped(model)
-    if type(model).__name__ not in SUPPORTED:
-        raise UnsupportedModelError.of(model, SUPPORTED)
-    check_takes_cache(model.model.language_model)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    check_takes_cache(language_of(model))
     with attached(model, owner, kind="visual") as hooks:
         _PromptPruner(model, hooks, owner, choose, signals or Signals(), positions, stage)
         yield
@@ -84,16 +80,18 @@ class _PromptPruner:
         positions: Positions,
         stage: DecoderStage | None,
     ) -> None:
-        self.model, self.inner, self.language = model, model.model, model.model.language_model
+        self.model, self.inner, self.family = model, model.model, family_of(model)
+        self.language = language_of(model)
         self.owner, self.choose, self.positions = owner, choose, positions
         self.request = Request()
-        self.signals = SignalCapture(hooks, self.inner, signals)
+        self.signals = SignalCapture(hooks, model, signals)
         self.stage = None if stage is None else StageHooks(hooks, self.language, stage)
-        self.encode = self.inner.get_image_features
-        # `generate` reads the signature to know which arguments belong to the encoder.
-        hooks.patch(
-            self.inner, "get_image_features", wraps(self.encode)(lambda *args, **kwargs: self._observe(*args, **kwargs))
-        )
+        if self.stage is not None and hasattr(self.language, "_deepstack_process"):
+            hooks.patch(self.language, "_deepstack_process", shorten_deepstack(self.language._deepstack_process, self.stage))
+        for kind in KINDS:
+            if hasattr(self.inner, f"get_{kind}_features"):
+                encode = getattr(self.inner, f"get_{kind}_features")
+                hooks.patch(self.inner, f"get_{kind}_features", self._observing(kind, encode))
         hooks.patch(model, "_prefill", self._prefilling(model._prefill))
         hooks.patch(model, "_validate_generation_mode", self._checking(model._validate_generation_mode))
         hooks.forward_pre(self.inner, self._before_model)
@@ -119,8 +117,8 @@ class _PromptPruner:
         """Choose for the whole prompt before the first chunk of it runs."""
 
         def prefill(input_ids: Tensor, config: Any, arguments: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            given = (arguments.get("mm_encoder_outputs") or {}).get("image")
-            if getattr(config, "prefill_chunk_size", None) is None or given is None:
+            features = _encoded_before(arguments)
+            if getattr(config, "prefill_chunk_size", None) is None or not features:
                 return original(input_ids, config, arguments, *args, **kwargs)
             if self.stage is not None:
                 raise ValueError(
@@ -130,7 +128,7 @@ class _PromptPruner:
             cache = cache_in(arguments)
             start = 0 if cache is None else cache.get_seq_length()
             self.request.begin(input_ids[:, start:] if start < input_ids.shape[1] else input_ids)
-            self.request.features = given.pooler_output
+            self.request.features = features
             keep, visual = self._decided(None)
             self.request.choice = ChunkedChoice(keep, visual, start)
             try:
@@ -142,23 +140,31 @@ class _PromptPruner:
 
     # ---- one forward pass ------------------------------------------------------------------------------------------
 
-    def _observe(self, *args: Any, **kwargs: Any) -> Any:
-        self.signals.clear()
-        output = self.encode(*args, **kwargs)
-        bound = signature(self.encode).bind(*args, **kwargs).arguments
-        features = list(output.pooler_output)
-        described = self.signals.describe(features, bound.get("image_grid_thw"))
-        self.request.encoded = list(zip(features, described, strict=True))
-        self.request.features = features
-        return output
+    def _observing(self, kind: Kind, encode: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(encode)  # `generate` reads the signature to know which arguments belong to the encoder.
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            request = self.request
+            if request.encoding:  # videos may be encoded by the method for images
+                return encode(*args, **kwargs)
+            self.signals.clear()
+            request.encoding = True
+            try:
+                output = encode(*args, **kwargs)
+            finally:
+                request.encoding = False
+            entries = list(output.pooler_output)
+            given = signature(encode).bind(*args, **kwargs).arguments
+            described = self.signals.describe(kind, entries, given)
+            request.encoded[kind] = list(zip(entries, described, strict=True))
+            request.features[kind] = entries
+            return output
+
+        return observed
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = kwargs.get("mm_encoder_outputs") or {}
-        if kwargs.get("pixel_values_videos") is not None or given.get("video") is not None:
-            raise ValueError("pixel_values_videos: videos are not pruned; pass images, or leave the pruner's `with` block")
-        self.request.begin(kwargs.get("input_ids", args[0] if args else None))
-        if given.get("image") is not None:
-            self.request.features = given["image"].pooler_output
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        self.request.begin(input_ids, kwargs.get("attention_mask"), kwargs.get("token_type_ids"))
+        self.request.features = _encoded_before(kwargs)
 
     def _after_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         self.request.begin(None)
@@ -177,7 +183,7 @@ class _PromptPruner:
         request.columns = embeds.shape[1]
         if past is not None and len(past.dropped) != len(embeds):
             raise ValueError(f"the batch has {len(embeds)} rows, the pruned prompt in its cache has {len(past.dropped)}")
-        if request.features is None and request.choice is None:
+        if not request.features and request.choice is None:
             if request.input_ids is None and request.seen == 0:
                 raise ValueError(
                     "inputs_embeds: the visual tokens of a prompt that is embedded already cannot be told; pass input_ids and "
@@ -212,33 +218,37 @@ class _PromptPruner:
     def _decided(self, embeds: Tensor | None) -> tuple[Tensor, Tensor]:
         """`keep` and `visual` over the columns of the request; the tokens are read from `embeds`, else from the features."""
         request = self.request
-        places = request.places(self.model.config.image_token_id)
-        images = []
-        for i, (features, (row, columns)) in enumerate(zip(request.features or (), places, strict=True)):
-            d = request.described(features) or self.signals.unobserved(features)
-            tokens = features.detach() if embeds is None else embeds[row, columns].detach()
-            images.append(VisualTokens(i, row, tokens, d.prunable, d.signals, d.crop, d.grid))
+        places, images = request.places(self.model.config, self.signals), []
+        for i, place in enumerate(places):
+            row, d = place.row, place.described
+            tokens = place.features.detach() if embeds is None else embeds[row, place.columns].detach()
+            images.append(VisualTokens(i, row, tokens, d.prunable, d.signals, d.crop, d.grid, place.clip))
         ids = request.input_ids
         assert ids is not None
         keep = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
         visual = torch.zeros_like(keep)
         with no_autocast():
             chosen = self.choose(images)
-        for (row, columns), kept in zip(places, chosen, strict=True):
-            keep[row, columns] = False
-            keep[row, columns[kept]] = True
-            visual[row, columns] = True
+        for place, kept in zip(places, chosen, strict=True):
+            keep[place.row, place.columns] = False
+            keep[place.row, place.columns[kept]] = True
+            visual[place.row, place.columns] = True
         return keep, visual
+
+    def _given_mask(self, kwargs: dict[str, Any]) -> Any:
+        """The caller's padding mask, where the model has made layer masks of it already."""
+        mask = kwargs.get("attention_mask")
+        return self.request.mask if self.family.blocks and isinstance(mask, dict) else mask
 
     def _new_tokens(self, kwargs: dict[str, Any]) -> Tensor:
         """[B,q] bool, which of this forward's columns are real."""
         embeds = kwargs["inputs_embeds"]
-        return row_mask(kwargs.get("attention_mask"), embeds)[:, -embeds.shape[1] :]
+        return row_mask(self._given_mask(kwargs), embeds)[:, -embeds.shape[1] :]
 
     def _plain_past(self, kwargs: dict[str, Any]) -> ShortenedPast:
         """The columns that a cache holds from before anything was taken out."""
         embeds, seen = kwargs["inputs_embeds"], self.request.seen
-        mask = kwargs.get("attention_mask")
+        mask = self._given_mask(kwargs)
         real = torch.ones(len(embeds), seen, dtype=torch.bool, device=embeds.device)
         if mask is not None and seen:
             real = mask[:, :seen].bool()
@@ -258,7 +268,10 @@ class _PromptPruner:
         dropped = past.dropped
         if layout is not None:
             kwargs["inputs_embeds"] = layout.take(embeds)
+            kwargs.update(kept_rows(kwargs, layout))
             dropped = dropped + layout.dropped
+        if self.family.blocks:
+            kwargs["attention_mask"] = block_masks(self.model, kwargs, self.request.types, layout)
         self.request.layout = layout
         self.request.after = ShortenedPast(fed, dropped, self._next_position(kwargs, past, embeds.shape[1]))
         return kwargs
@@ -328,3 +341,13 @@ class _PromptPruner:
         given = kwargs.get("position_ids")
         shifted = self.positions == "reindex" and (given is None or given.dim() == 2) and bool(after.dropped.any())
         return shifted or stage is not None or not bool(after.real.all())
+
+
+def _encoded_before(arguments: dict[str, Any]) -> dict[Kind, Sequence[Tensor]]:
+    """Features that the caller (or ``generate``) encoded before the model runs, by kind."""
+    given = arguments.get("mm_encoder_outputs")
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"mm_encoder_outputs must be a dict of encoder outputs, got {type(given).__name__}")
+    return {kind: list(given[kind].pooler_output) for kind in KINDS if given.get(kind) is not None}

@@ -1,7 +1,7 @@
 """Per-token scores of visual tokens that are read off on the way: CLS attention, and functions of the projector's input.
 
-The order of the tokens is restored where the host changes it after the score is known: LLaVA-OneVision packs the crops of an
-image into one sequence with separators, Qwen2.5-VL runs its projector in window order.
+The order of the tokens is restored where the host changes it after the score is known: LLaVA-NeXT and OneVision pack the crops
+of an image into one sequence with separators, OneVision shrinks the frames of a clip, Qwen2.5-VL projects in window order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +18,12 @@ from torch import Tensor, nn
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks
 from tokenry.hosts.vision.signals import ClsAttention, capture_cls_row
+from tokenry.hosts.vlm.families import Shape, family_of, has_cls, part
 
 ProjectorSignal = Callable[[nn.Module, Tensor], Tensor]
 """(token-wise projector, its input [G,N,d]) -> score [G,N]; G counts images, or crops of images."""
-
-
-class TokenwiseProjector(nn.Module):
-    """A projector as a map of single tokens; where one output token reads a group of patches, the group is the token."""
-
-    def __init__(self, module: nn.Module, patch_width: int | None = None) -> None:
-        super().__init__()
-        self.module, self.patch_width = module, patch_width
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[..., N, d] -> [..., N, D]."""
-        if self.patch_width is None:
-            return self.module(tokens)
-        return self.module(tokens.reshape(-1, self.patch_width)).view(*tokens.shape[:-1], -1)
+Kind = Literal["image", "video"]
+KINDS: tuple[Kind, ...] = ("image", "video")
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class Described:
-    """Scores and layout of one image's tokens."""
+    """Scores and layout of the tokens of one image, tile or frame."""
 
     prunable: Tensor
     crop: Tensor
@@ -69,97 +58,103 @@ class _Own(threading.local):
 class SignalCapture:
     """Computes the requested scores during the encoder's forward and hands them out in the language model's order."""
 
-    def __init__(self, hooks: Hooks, inner: Any, wanted: Signals) -> None:
-        self.inner, self.wanted = inner, wanted
+    def __init__(self, hooks: Hooks, model: Any, wanted: Signals) -> None:
+        self.inner, self.family, self.wanted = model.model, family_of(model), wanted
         self.own = _Own()
-        self.merge = hasattr(inner, "visual")
         self.row: ClsAttention | None = None
         if wanted.cls_attention:
-            if self.merge:
-                raise UnsupportedModelError.of(inner, ("models with a CLIP tower",), reason="its tower has no CLS token")
-            self.row = capture_cls_row(hooks, inner.vision_tower)
-        projector = inner.visual.merger if self.merge else inner.multi_modal_projector
-        hooks.forward(projector, self._at_projector)
-        if hasattr(inner, "pack_image_features"):
-            pack = inner.pack_image_features
-            hooks.patch(inner, "pack_image_features", lambda *a, **k: self._at_packing(pack, *a, **k))
+            if not has_cls(model):
+                reason = "none of its visual tokens is one patch of a tower with a CLS token"
+                raise UnsupportedModelError.of(model, ("models with a CLIP tower",), reason=reason)
+            self.row = capture_cls_row(hooks, part(self.inner, self.family.tower))
+        hooks.forward(part(self.inner, self.family.projector), self._at_projector)
+        if hasattr(self.inner, "pack_image_features"):
+            pack = self.inner.pack_image_features
+            hooks.patch(self.inner, "pack_image_features", lambda *a, **k: self._at_packing(pack, *a, **k))
 
     def clear(self) -> None:
         """Forget the last forward."""
         self.own.values, self.own.packed = {}, None
 
-    def describe(self, features: Sequence[Tensor], grid_thw: Tensor | None) -> list[Described]:
-        """What the encoder's last run said about the tokens of each image, in the language model's order."""
-        names = list(self.own.values)
-        if self.own.packed is not None:
-            return self._describe_packed(names)
-        if self.merge and names:
-            self._to_raster(grid_thw)
-        counts = [len(f) for f in features]
-        flat = {name: self.own.values[name].reshape(-1).split(counts) for name in names}
-        return [
-            Described(
-                torch.ones(n, dtype=torch.bool, device=f.device),
-                torch.zeros(n, dtype=torch.long, device=f.device),
-                {name: flat[name][i] for name in names},
-                self._grid(i, n, grid_thw),
-            )
-            for i, (n, f) in enumerate(zip(counts, features, strict=True))
-        ]
+    def describe(self, kind: Kind, entries: Sequence[Tensor], given: Mapping[str, Any]) -> list[tuple[Described, ...]]:
+        """What the encoder's last run said about the tokens of each entry, in the language model's order.
 
-    def unobserved(self, features: Tensor) -> Described:
-        """Layout of one image whose features [n,D] came encoded from elsewhere: separators are told by their value.
+        An entry is an image or a clip as ``get_image_features`` and ``get_video_features`` return them; it has several parts where
+        its tokens are not one image: the frames of a clip, or all tiles of a batch row. `given` are the encoder's arguments.
+        """
+        names = list(self.own.values)
+        if kind == "image" and self.own.packed is not None:
+            return [(described,) for described in self._describe_packed(names)]
+        counts = [len(entry) for entry in entries]
+        shapes = self.family.shapes(self.inner, given, counts)
+        values = self._in_order(kind, given)
+        entry_parts, start = [], 0
+        for entry, shape in zip(entries, shapes, strict=True):
+            parts = []
+            for count, separators, grid in self._parts(kind, len(entry), shape):
+                scores = {name: nn.functional.pad(values[name][start : start + count], (0, separators)) for name in names}
+                parts.append(_described(entry, count, separators, scores, grid))
+                start += count
+            entry_parts.append(tuple(parts))
+        return entry_parts
+
+    def unobserved(self, kind: Kind, entry: Tensor) -> tuple[Described, ...]:
+        """Parts of one entry [n,D] that came encoded from elsewhere: separators in images are told by their value.
 
         Raises:
             ValueError: a score was asked for that is read inside the encoder.
         """
         names = [*(["cls_attention"] if self.wanted.cls_attention else []), *self.wanted.projector]
         if names:
-            raise ValueError(f"pixel_values must be given: {names[0]} is read inside the encoder, which did not run")
+            pixels = "pixel_values" if kind == "image" else "pixel_values_videos"
+            raise ValueError(f"{pixels} must be given: {names[0]} is read inside the encoder, which did not run")
         newline = getattr(self.inner, "image_newline", None)
-        token = torch.ones(len(features), dtype=torch.bool, device=features.device)
-        if newline is not None:
-            token = (features != newline.to(features)).any(dim=1)
-        return Described(token, torch.where(token, 0, -1), {}, None)
+        if kind == "image" and newline is not None:
+            token = (entry != newline.to(entry)).any(dim=1)
+            return (Described(token, torch.where(token, 0, -1), {}, None),)
+        return tuple(_described(entry, n, extra, {}, None) for n, extra, _ in self._parts(kind, len(entry), None))
 
-    def _grid(self, image: int, n: int, grid_thw: Tensor | None) -> tuple[int, int] | None:
-        if grid_thw is not None:
-            time, rows, columns = (int(v) for v in grid_thw[image])
-            unit = self.inner.visual.spatial_merge_size
-            return (rows // unit, columns // unit) if time == 1 else None
-        side = isqrt(n)
-        return (side, side) if side * side == n else None
+    def _parts(self, kind: Kind, n: int, shape: Shape | None) -> list[tuple[int, int, tuple[int, int] | None]]:
+        """Tokens, separators behind them and grid of every part of an entry of `n` tokens."""
+        if kind == "video" and hasattr(self.inner, "apply_pooling"):
+            vision = self.inner.config.vision_config
+            side = -(-(vision.image_size // vision.patch_size) // 2)
+            frames = (n - 1) // side**2
+            return [(side**2, int(frame == frames - 1), (side, side)) for frame in range(frames)]
+        if self.family.entries == "row":
+            each = self.inner.image_seq_len
+            return [(each, 0, (isqrt(each), isqrt(each)))] * (n // each)
+        if shape is None:
+            return [(n, 0, None)]
+        frames, rows, columns = shape
+        return [(rows * columns, 0, (rows, columns))] * frames
 
     @torch.no_grad()
     def _at_projector(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> None:
         if self.own.probing:
             return
-        x: Tensor = args[0].detach() if args else next(iter(kwargs.values())).detach()
-        projector = TokenwiseProjector(module)
-        if self.merge:
-            projector = TokenwiseProjector(module, x.shape[-1])
-            x = x.reshape(1, -1, self.inner.visual.spatial_merge_size**2 * x.shape[-1])
         self.own.probing = True
         try:
-            for name, score in self.wanted.projector.items():
-                self.own.values[name] = score(projector, x).float()
+            if self.wanted.projector:
+                projector, x = self.family.reader(self.inner, module, args, kwargs)
+                for name, score in self.wanted.projector.items():
+                    self.own.values[name] = score(projector, x).float()
         finally:
             self.own.probing = False
         if self.row is not None:
             self.own.values["cls_attention"] = self.row.attention.mean(dim=1)
 
-    def _to_raster(self, grid_thw: Tensor | None) -> None:
-        from transformers.vision_utils import get_vision_window_index
-
-        visual = self.inner.visual
-        window, _ = get_vision_window_index(
-            grid_thw,  # pyright: ignore[reportArgumentType]
-            spatial_merge_size=visual.spatial_merge_size,
-            window_size=visual.window_size,
-            patch_size=visual.patch_size,
-        )
-        order = torch.argsort(window)
-        self.own.values = {name: value.reshape(-1)[order.to(value.device)] for name, value in self.own.values.items()}
+    def _in_order(self, kind: Kind, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Scores [n] of all tokens in the language model's order."""
+        values = self.own.values
+        if kind == "video" and hasattr(self.inner, "apply_pooling"):
+            values = {name: self.inner.apply_pooling(value.unsqueeze(-1)) for name, value in values.items()}
+        flat = {name: value.reshape(-1) for name, value in values.items()}
+        if self.family.order is not None and flat:
+            grids = next(value for name, value in given.items() if name.endswith("_grid_thw") and value is not None)
+            order = self.family.order(self.inner, grids)
+            flat = {name: value[order.to(value.device)] for name, value in flat.items()}
+        return flat
 
     def _at_packing(self, pack: Callable[..., Any], image_features: Any, image_sizes: Any, *args: Any, **kwargs: Any) -> Any:
         """Send crop numbers and scores through the same view, un-padding and resizing as the features."""
@@ -204,3 +199,11 @@ class SignalCapture:
             grid = (side, side) if crops == 1 and side * side == int(token.sum()) else None
             described.append(Described(token, crop, scores, grid))
         return described
+
+
+def _described(
+    entry: Tensor, count: int, separators: int, scores: Mapping[str, Tensor], grid: tuple[int, int] | None
+) -> Described:
+    """`count` tokens and the separators behind them; with separators they are no grid."""
+    token = torch.arange(count + separators, device=entry.device) < count
+    return Described(token, torch.where(token, 0, -1), scores, None if separators else grid)

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from tokenry.core.precision import no_autocast
+from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks
 from tokenry.hosts.attention import LogitRule, Observed, observe
 from tokenry.hosts.cache import TrackedLayer, slot_mask
@@ -68,6 +70,12 @@ class StageHooks:
 
     def __init__(self, hooks: Hooks, language: Any, stage: DecoderStage) -> None:
         blocks = language.layers
+        if any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=language.config).layers):
+            raise UnsupportedModelError(
+                f"{type(language).__name__} has sliding-window layers, from which visual tokens are not dropped: a window would "
+                "count other tokens after the decision than before it. Prune before the decoder instead, with another method "
+                "or, for ToDRE, with threshold=0"
+            )
         if not 0 <= stage.layer < len(blocks) - 1:
             raise ValueError(
                 f"layer must be in [0, {len(blocks) - 2}] for a decoder of {len(blocks)} blocks, got {stage.layer}"

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import attached
-from tokenry.hosts.vlm.prompt import SUPPORTED
+from tokenry.hosts.vlm.families import language_of
 from tokenry.hosts.wrappers import unwrapped
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
@@ -27,9 +26,7 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
         RuntimeError: something is attached to the model already.
     """
     model = unwrapped(model)
-    if type(model).__name__ not in SUPPORTED:
-        raise UnsupportedModelError.of(model, SUPPORTED)
-    inner: Any = model.model
+    inner, language = model.model, language_of(model)
     token = int(model.config.image_token_id)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     seen: dict[str, Tensor | None] = {}
 
@@ -47,7 +44,7 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
 
     with attached(model, owner, kind="visual") as hooks:
         hooks.forward_pre(inner, before_model)
-        hooks.forward_pre(inner.language_model, before_language)
+        hooks.forward_pre(language, before_language)
         yield
 
 
