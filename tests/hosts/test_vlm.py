@@ -288,7 +288,9 @@ def test_two_pruners_at_once_are_refused():
 
 
 def test_unsupported_models_are_named():
-    with pytest.raises(UnsupportedModelError, match=r"Linear is not supported .*add-a-family.md.*; supported: LlavaForConditional"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"Linear is not supported .*add-a-family.md.*; supported: LlavaForConditional"
+    ):
         with IDPruner(0.25).attach(torch.nn.Linear(2, 2)):
             pass
 

@@ -18,7 +18,7 @@ class Kept:
     """Tokens that survived one decision.
 
     Attributes:
-        image: running number of the image (of the sequence row for KV-cache methods) within the attachment.
+        image: running number of the image, tile or frame (of the sequence row for KV-cache methods) within the attachment.
         layer: block after which the others were dropped; None = before the language model.
         indices: ascending kept indices [K] ([H,K] where heads differ) in the original numbering of that image or sequence.
         total: tokens before the decision.

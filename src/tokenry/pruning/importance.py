@@ -17,7 +17,7 @@ SOURCES: tuple[Source, ...] = ("auto", "cls_attention", "norm", "sensitivity", "
 
 
 def resolve_source(source: Source, model: nn.Module) -> Source:
-    """``"auto"`` is CLS attention where the vision tower has a CLS token and a visual token is one of its patches, else the norm."""
+    """``"auto"`` is CLS attention where the tower has a CLS token and a visual token is one of its patches, else the norm."""
     check_choice("importance", source, SOURCES)
     if source != "auto":
         return source

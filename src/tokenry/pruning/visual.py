@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -11,12 +11,15 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from tokenry.core.checks import check_choice
 from tokenry.core.selection import top_k
 from tokenry.hosts.vlm import BlockView, DecoderStage, Positions, Signals, VisualTokens, prune_prompt
 from tokenry.hosts.wrappers import unwrapped
 from tokenry.pruning.base import Kept, Pruner, PruningTrace, check_tokens
 
 Scope = Literal["image", "prompt", "crop"]
+VideoBudget = Literal["method", "frame", "clip"]
+VIDEO_BUDGETS: tuple[VideoBudget, ...] = ("method", "frame", "clip")
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,25 @@ class VisualPruner(Pruner):
         return cls(keep)
 
     @contextmanager
-    def attach(self, model: nn.Module, *, positions: Positions = "reindex") -> Iterator[PruningTrace]:
-        """Prune the prompts of `model` until the block ends; yields the trace.
+    def attach(
+        self, model: nn.Module, *, positions: Positions = "reindex", video_budget: VideoBudget = "method"
+    ) -> Iterator[PruningTrace]:
+        """Prune the prompts of `model` until the block ends; yields the trace, with an entry per image, tile and frame.
 
         Args:
-            model: a LLaVA-1.5, LLaVA-OneVision or Qwen2.5-VL model of transformers.
+            model: a vision-language model of transformers, of a class in `tokenry.hosts.vlm.SUPPORTED`.
             positions: ``"reindex"`` counts kept tokens 0, 1, ... (as LLaVA-based papers do), ``"gather"`` keeps their original
-                positions; Qwen2.5-VL always keeps its 3-D positions.
+                positions; models with 3-D positions (Qwen) always keep them.
+            video_budget: what shares one budget in a clip: ``"frame"`` = each frame (of Qwen: each pair that it merges) has its
+                own, ``"clip"`` = all frames of a clip; ``"method"`` = what the method does with several images.
 
         Raises:
-            UnsupportedModelError: another model class.
+            UnsupportedModelError: another model class, or removal inside a decoder with sliding-window layers.
             RuntimeError: a pruner is attached to this model already.
         """
+        check_choice("video_budget", video_budget, VIDEO_BUDGETS)
         model = unwrapped(model)
-        run = _Run(self, PruningTrace())
+        run = _Run(self, PruningTrace(), video_budget)
         stage = self._stage(model, run)
         with prune_prompt(
             model, type(self).__name__, run.choose, signals=self._signals(model), positions=positions, stage=stage
@@ -102,6 +110,7 @@ class _Run:
 
     pruner: VisualPruner
     trace: PruningTrace
+    video_budget: VideoBudget = "method"
     chosen: _Chosen = field(default_factory=_Chosen)
     units_seen: int = 0
     lock: Any = field(default_factory=threading.Lock)
@@ -111,7 +120,7 @@ class _Run:
         pruner = self.pruner
         kept = [(~image.prunable).nonzero().squeeze(1) for image in images]
         scores: list[Tensor | None] = [None] * len(images)
-        units = _units(images, pruner._scope())
+        units = _units(images, pruner._scope(), self.video_budget)
         for unit, chosen, importance in self._select(images, units):
             start = 0
             for number, index in unit.parts:
@@ -167,18 +176,34 @@ def _merge(earlier: Tensor | None, image: VisualTokens, index: Tensor, values: T
     return scores
 
 
-def _units(images: Sequence[VisualTokens], scope: Scope) -> list[BudgetUnit]:
+def _units(images: Sequence[VisualTokens], scope: Scope, video: VideoBudget) -> list[BudgetUnit]:
     tokens = [image.prunable.nonzero().squeeze(1) for image in images]
-    if scope == "image":
-        return [BudgetUnit(((i, index),)) for i, index in enumerate(tokens)]
+
+    def together(numbers: Sequence[int]) -> BudgetUnit:
+        return BudgetUnit(tuple((i, tokens[i]) for i in numbers))
+
+    units, rest = [], list(range(len(images)))
+    if video != "method":
+        frames = [i for i in rest if images[i].clip is not None]
+        rest = [i for i in rest if images[i].clip is None]
+        groups = _grouped(frames, lambda i: images[i].clip if video == "clip" else i)
+        units = [together(group) for group in groups]
     if scope == "prompt":
-        rows = sorted({image.row for image in images})
-        return [BudgetUnit(tuple((i, tokens[i]) for i, image in enumerate(images) if image.row == row)) for row in rows]
-    return [
-        BudgetUnit(((i, (image.crop == crop).nonzero().squeeze(1)),))
-        for i, image in enumerate(images)
-        for crop in image.crop[image.crop >= 0].unique().tolist()
+        return units + [together(group) for group in _grouped(rest, lambda i: images[i].row)]
+    if scope == "image":
+        return units + [together([i]) for i in rest]
+    return units + [
+        BudgetUnit(((i, (images[i].crop == crop).nonzero().squeeze(1)),))
+        for i in rest
+        for crop in images[i].crop[images[i].crop >= 0].unique().tolist()
     ]
+
+
+def _grouped(numbers: Sequence[int], key: Callable[[int], Any]) -> list[list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(key(number), []).append(number)
+    return list(groups.values())
 
 
 def _groups(prepared: list[Any], batched: bool) -> list[list[Any]]:

@@ -26,6 +26,8 @@ _EXPORTS = {
     "tiny_llava": "tokenry.testing.zoo",
     "tiny_onevision": "tokenry.testing.zoo",
     "tiny_qwen": "tokenry.testing.zoo",
+    "tiny_vlm": "tokenry.testing.zoo",
+    "vlm_inputs": "tokenry.testing.zoo",
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -1,7 +1,7 @@
 """What some language models are told about visual tokens beside their embeddings, for the ones that are left.
 
-Qwen3-VL adds features of earlier vision blocks to the visual tokens of its first layers (DeepStack); in Gemma 3 the tokens of an
-image see each other both ways, which stands in prepared masks.
+Qwen3-VL adds features of earlier vision blocks to the visual tokens of its first layers (DeepStack); in Gemma 3 the tokens of
+an image see each other both ways, which stands in prepared masks.
 """
 
 from __future__ import annotations

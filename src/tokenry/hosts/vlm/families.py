@@ -71,8 +71,9 @@ class VLMFamily:
         projector: the module that turns what the tower says into tokens of the language model.
         language: the language model; it is called with ``inputs_embeds``, ``attention_mask``, ``position_ids`` and the cache.
         reader: how a call of the projector is read as a map of single tokens.
-        entries: what one entry of ``get_image_features(...).pooler_output`` is: an ``"image"``; a ``"tile"``, where the tiles of
-            an image follow each other in the prompt, its thumbnail last; or all tiles of a ``"row"`` of the batch, each a unit.
+        entries: what one entry of ``get_image_features(...).pooler_output`` is: an ``"image"``; a ``"tile"``, where the tiles
+            of an image follow each other in the prompt, its thumbnail last; or all tiles of a ``"row"`` of the batch, which
+            count as images of their own.
         shapes: frames, rows and columns of the entries' tokens.
         order: where the projector sees tokens in another order than the language model, the index that puts them back.
         cls: whether a token is one patch, so that the attention of the tower's CLS token (where it has one) can be read.
@@ -150,7 +151,7 @@ def language_of(model: nn.Module) -> Any:
 
 
 def has_cls(model: nn.Module) -> bool:
-    """Whether attention of a CLS token to each visual token can be read: the tower has one, and a token is one of its patches."""
+    """Whether the attention of a CLS token to visual tokens can be read: the tower has one, and a token is one of its patches."""
     family, inner = family_of(model), model.model
     try:
         return family.cls and describe(part(inner, family.tower)).has_cls

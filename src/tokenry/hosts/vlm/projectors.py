@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Reader = Callable[[Any, nn.Module, tuple, Mapping[str, Any]], tuple[nn.Module, Tensor]]
-"""(the model inside, the projector, its arguments) -> the map of single tokens and its input [G,N,d], in the order projected."""
+"""(the model inside, the projector, its arguments) -> the map of single tokens and its input [G,N,d], as projected."""
 
 
 class TokenwiseProjector(nn.Module):

@@ -55,8 +55,8 @@ def prune_prompt(
         stage: removal of visual tokens inside the decoder.
 
     Raises:
-        UnsupportedModelError: another model class; the message names the nearest supported one, lists all, and says where to read
-            how one is added. Or a `stage` on a language model with sliding-window layers.
+        UnsupportedModelError: another model class; the message names the nearest supported one, lists all, and links the page
+            that says how one is added. Or a `stage` on a language model with sliding-window layers.
         RuntimeError: something is attached to the model already.
     """
     check_choice("positions", positions, ("reindex", "gather"))

@@ -102,7 +102,8 @@ class Request(threading.local):
             columns = self._columns(kind, getattr(config, f"{kind}_token_id"), entries) if entries else ()
             for number, (entry, (row, index)) in enumerate(zip(entries, columns, strict=True)):
                 clip, start = (None if kind == "image" else clips), 0
-                for described in self._described(kind, entry, number) or signals.unobserved(kind, entry):
+                known = self._described(kind, entry, number)
+                for described in signals.unobserved(kind, entry) if known is None else known:
                     here = slice(start, start + len(described.prunable))
                     places.append(Place(row, index[here], described, entry[here], clip))
                     start = here.stop

@@ -79,8 +79,8 @@ class SignalCapture:
     def describe(self, kind: Kind, entries: Sequence[Tensor], given: Mapping[str, Any]) -> list[tuple[Described, ...]]:
         """What the encoder's last run said about the tokens of each entry, in the language model's order.
 
-        An entry is an image or a clip as ``get_image_features`` and ``get_video_features`` return them; it has several parts where
-        its tokens are not one image: the frames of a clip, or all tiles of a batch row. `given` are the encoder's arguments.
+        An entry is an image or a clip as ``get_image_features`` and ``get_video_features`` return them; it has several parts
+        where its tokens are not one image: frames of a clip, tiles of a batch row. `given` are the encoder's arguments.
         """
         names = list(self.own.values)
         if kind == "image" and self.own.packed is not None:

@@ -73,8 +73,8 @@ class StageHooks:
         if any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=language.config).layers):
             raise UnsupportedModelError(
                 f"{type(language).__name__} has sliding-window layers, from which visual tokens are not dropped: a window would "
-                "count other tokens after the decision than before it. Prune before the decoder instead, with another method "
-                "or, for ToDRE, with threshold=0"
+                "hold other tokens after the decision than before it. Prune before the decoder instead: with another method, "
+                "or with threshold=0 for ToDRE"
             )
         if not 0 <= stage.layer < len(blocks) - 1:
             raise ValueError(
