@@ -140,6 +140,8 @@ class CacheSession:
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
         mask = named.get("attention_mask")
+        if isinstance(mask, dict):  # made by the caller, with one mask per kind of layer
+            mask = _real_slots(mask.get("full_attention"))
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             kind = f"a {mask.dim()}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"attention_mask must be None or [B,T] while the KV cache is compressed, got {kind}")
@@ -297,6 +299,14 @@ class CacheSession:
         for layer in layers.values():
             if layer.croppable == 0 and not (alike and layer.real is None):
                 layer.need("cache", repr(self.policy))
+
+
+def _real_slots(mask: Any) -> Any:
+    """The padding mask [B,T] behind a prepared mask [B,1,q,T], whose last query sees every real slot."""
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        return mask
+    last = mask[:, 0, -1]
+    return last if last.dtype == torch.bool else last == 0
 
 
 def _step_scores(queries: Tensor, layer: TrackedLayer, rule: LogitRule) -> Tensor:

@@ -151,7 +151,7 @@ def language_of(model: nn.Module) -> Any:
 
 
 def has_cls(model: nn.Module) -> bool:
-    """Whether the attention of a CLS token to visual tokens can be read: the tower has one, and a token is one of its patches."""
+    """Whether attention of a CLS token to visual tokens can be read: the tower has one, and a token is one of its patches."""
     family, inner = family_of(model), model.model
     try:
         return family.cls and describe(part(inner, family.tower)).has_cls

@@ -26,7 +26,8 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
         RuntimeError: something is attached to the model already.
     """
     model = unwrapped(model)
-    inner, language = model.model, language_of(model)
+    inner: Any = model.model
+    language = language_of(model)
     token = int(model.config.image_token_id)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     seen: dict[str, Tensor | None] = {}
 

@@ -222,7 +222,8 @@ class _Batch:
             inputs["mm_token_type_ids"] = types.int()
         if self.name == "gemma3_vlm":
             inputs["token_type_ids"] = types
-        for item, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        names: dict[Item, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+        for item, key in names.items():
             if self.pixels[item]:
                 inputs[key] = self._stacked(item)
                 if self.qwen:
