@@ -147,7 +147,8 @@ def family_of(model: nn.Module) -> VLMFamily:
 def language_of(model: nn.Module) -> Any:
     """The language model inside a supported vision-language model, wrapped or not."""
     model = unwrapped(model)
-    return part(model.model, family_of(model).language)
+    family = family_of(model)
+    return part(model.model, family.language)
 
 
 def has_cls(model: nn.Module) -> bool:

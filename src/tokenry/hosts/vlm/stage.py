@@ -73,7 +73,7 @@ class StageHooks:
         if any(isinstance(layer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=language.config).layers):
             raise UnsupportedModelError(
                 f"{type(language).__name__} has sliding-window layers, from which visual tokens are not dropped: a window "
-                "would hold other tokens after the decision than before it. Prune before the decoder instead: with another method, "
+                "would hold other tokens after the decision than before it. Prune before the decoder: with another method, "
                 "or with threshold=0 for ToDRE"
             )
         if not 0 <= stage.layer < len(blocks) - 1:

@@ -41,7 +41,7 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
         visual = ids == token
         if not bool(visual.any()):
             return None
-        return args, {**kwargs, "inputs_embeds": _weighed(embeds, visual, weigh)}
+        return args, {**kwargs, **_weighed(kwargs, visual, weigh)}
 
     with attached(model, owner, kind="visual") as hooks:
         hooks.forward_pre(inner, before_model)
@@ -49,7 +49,9 @@ def weigh_visual_tokens(model: nn.Module, owner: str, weigh: Weigh) -> Iterator[
         yield
 
 
-def _weighed(embeds: Tensor, visual: Tensor, weigh: Weigh) -> Tensor:
+def _weighed(given: dict[str, Any], visual: Tensor, weigh: Weigh) -> dict[str, Any]:
+    """Embeddings, and what a DeepStack model adds to them later, times the weights of the tokens they belong to."""
+    embeds: Tensor = given["inputs_embeds"]
     counts = visual.sum(dim=1)
     width = int(counts.max())
     mask = torch.arange(width, device=embeds.device) < counts.unsqueeze(1)
@@ -57,4 +59,9 @@ def _weighed(embeds: Tensor, visual: Tensor, weigh: Weigh) -> Tensor:
     tokens[mask] = embeds[visual].detach()
     weights = torch.ones(visual.shape, dtype=embeds.dtype, device=embeds.device)
     weights = weights.masked_scatter(visual, weigh(tokens, mask)[mask].to(embeds.dtype))
-    return embeds * weights.unsqueeze(-1)
+    weighed: dict[str, Any] = {"inputs_embeds": embeds * weights.unsqueeze(-1)}
+    added = given.get("deepstack_visual_embeds")
+    if added is not None:
+        own = weights[given["visual_pos_masks"]].unsqueeze(-1)
+        weighed["deepstack_visual_embeds"] = [feature * own.to(feature) for feature in added]
+    return weighed

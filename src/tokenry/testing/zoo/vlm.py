@@ -231,7 +231,7 @@ class _Batch:
         if self.pixels["image"] and self.name in ("llava_next", "onevision", "mistral3", "llava_pixtral"):
             inputs["image_sizes"] = torch.tensor(self.sizes["image"])
         if self.pixels["video"] and self.name == "qwen2_5_vl":
-            inputs["second_per_grid_ts"] = torch.tensor([0.5 + i for i in range(len(self.pixels["video"]))])
+            inputs["second_per_grid_ts"] = torch.tensor([0.25 * frames for frames, *_ in self.sizes["video"]])
         return inputs
 
     def _stacked(self, item: Item) -> Tensor:
