@@ -1,6 +1,6 @@
 """The language model of a tiny vision-language model, run by hand on the columns that a pruner kept."""
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -8,11 +8,12 @@ from tokenry.hosts.vlm import language_of
 from tokenry.testing import tiny_vlm
 from tokenry.testing.zoo import IMAGE_TOKEN, VIDEO_TOKEN
 
-GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+# A random model may write a placeholder, which would count as an image by hand.
+GREEDY = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "suppress_tokens": [IMAGE_TOKEN, VIDEO_TOKEN]}
 SCORED = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_of(name, attention="sdpa"):
     return tiny_vlm(name, attention=attention)
 

@@ -79,7 +79,7 @@ def test_a_budget_may_be_spent_over_the_frame_or_over_the_clip(pruner):
             model.generate(**inputs, **GREEDY)
         totals[video_budget] = [len(entry.indices) for entry in trace.kept]
     # A clip of three frames of 8, an image of 8, and a clip of three frames of 8.
-    assert totals["frame"][:3] == [4, 4, 4] and totals["frame"][4:] == [4, 4, 4]
+    assert totals["frame"][:3] + totals["frame"][4:] == [4] * 6
     first, image, second = totals["clip"][:3], totals["clip"][3], totals["clip"][4:]
     assert (sum(first), image, sum(second)) == (12, 4, 12)
     assert first != [4, 4, 4] or second != [4, 4, 4]

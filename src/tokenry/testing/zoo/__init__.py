@@ -77,7 +77,7 @@ _PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3ForCausalLM", _DECODER),
     "cohere2": ("Cohere2ForCausalLM", {**_DECODER, "head_dim": 8}),
     "glm4": ("Glm4ForCausalLM", {**_DECODER, "head_dim": 8}),
-    "ernie4_5": ("Ernie4_5ForCausalLM", _DECODER),
+    "ernie4_5": ("Ernie4_5ForCausalLM", {**_DECODER, "head_dim": 8}),
     "hunyuan": ("HunYuanDenseV1ForCausalLM", {**_DECODER, "head_dim": 8}),
     "gpt_oss": ("GptOssForCausalLM", {**_DECODER, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt2": ("GPT2LMHeadModel", _GPT2),

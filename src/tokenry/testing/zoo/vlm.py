@@ -60,6 +60,8 @@ _MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {
             "vision_config": {
                 **_QWEN_TOWER,
+                "hidden_size": 16,
+                "num_heads": 2,
                 "intermediate_size": 48,
                 "out_hidden_size": 32,
                 "num_position_embeddings": 64,
