@@ -223,9 +223,9 @@ def test_scores_read_at_the_projector_come_back_at_their_tokens(name, item):
     with prune_prompt(model, "test", choose, signals=Signals(projector={"size": size})), torch.no_grad():
         model(**inputs)
     for image in found:
-        sizes = image.features.square().sum(dim=-1)
-        torch.testing.assert_close(image.signals["size"][image.prunable], sizes[image.prunable], atol=1e-5, rtol=1e-4)
-        assert float(sizes[image.prunable].std()) > 1e-4
+        sizes = image.features.square().sum(dim=-1)[image.prunable]
+        torch.testing.assert_close(image.signals["size"][image.prunable], sizes, atol=0.0, rtol=1e-3)
+        assert float(sizes.std()) > 0.05 * float(sizes.mean())
 
 
 @pytest.mark.parametrize("name", VLM_NAMES)

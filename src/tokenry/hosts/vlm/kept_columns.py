@@ -33,10 +33,10 @@ class KeptColumns:
 
     @classmethod
     def of(cls, real: Tensor, keep: Tensor) -> KeptColumns:
-        """KeptColumns that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool."""
+        """KeptColumns that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool; where none is left, one slot of padding."""
         kept = real & keep
         lengths = kept.sum(dim=1)
-        width = int(lengths.max())
+        width = max(int(lengths.max()), 1)
         slot = kept.long().cumsum(dim=1) - 1 + (width - lengths).unsqueeze(1)
         index = torch.zeros(kept.shape[0], width, dtype=torch.long, device=kept.device)
         rows, columns = kept.nonzero(as_tuple=True)
