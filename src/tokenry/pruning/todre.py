@@ -138,12 +138,11 @@ class ToDRE(VisualPruner):
         return signals_for(source if source == "cls_attention" and self.pivot != "random" else "uniform")
 
     def _importance(self, features: Tensor, tokens: Sequence[tuple[VisualTokens, Tensor]], number: int) -> Tensor | None:
-        image, index = tokens[0]
-        attention = image.signals.get("cls_attention")
-        if attention is None:
+        if "cls_attention" not in tokens[0][0].signals:
             return None
         # With crops the pivot comes from the thumbnail: the others are attended by other class tokens.
-        return attention[index].masked_fill(image.crop[index] != 0, 0.0)
+        parts = [image.signals["cls_attention"][index].masked_fill(image.crop[index] != 0, 0.0) for image, index in tokens]
+        return torch.cat(parts)
 
     def _stage(self, model: nn.Module, run: Any) -> DecoderStage | None:
         if self.threshold <= 0:
