@@ -59,7 +59,7 @@ def logits_by_hand(name, model, inputs, keep, new, positions="reindex"):
         }
         if name.startswith("qwen"):
             given = {"position_ids": planes_by_hand(model, inputs, keep, new.shape[1])}
-        if name == "qwen3_vl":
+        if name.startswith("qwen3"):
             given |= deepstack_by_hand(model, inputs, keep, new.shape[1])
         if name == "gemma3_vlm":
             given["attention_mask"] = gemma_masks(torch.cat([ids[0, keep], new[0]]), model.config.text_config)

@@ -185,6 +185,7 @@ GRIDS = {
     "qwen2_vl": [(4, 6), (2, 4)],
     "qwen2_5_vl": [(4, 6), (2, 4)],
     "qwen3_vl": [(4, 6), (2, 4)],
+    "qwen3_vl_moe": [(4, 6), (2, 4)],
     "internvl": [(3, 3), None],  # a second image of two tiles and a thumbnail
     "gemma3_vlm": [(3, 3), (3, 3)],
     "mistral3": [(2, 3), (3, 3)],
@@ -209,7 +210,7 @@ def test_the_trace_has_the_grid_of_every_image(name):
 @pytest.mark.parametrize("name", VLM_NAMES)
 def test_scores_read_at_the_projector_come_back_at_their_tokens(name, item):
     """Scored by the size of what the projector makes of a token, every token has the size of its own feature."""
-    if item == "video" and name not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    if item == "video" and not name.startswith("qwen"):
         pytest.skip("no clips, or shrunk behind the projector")
     model, inputs, found = model_of(name), vlm_inputs(name, ((item,),), first_row=1), []
 
@@ -242,6 +243,29 @@ def test_beams_samples_chunks_and_no_cache(name):
         if name != "gemma3_vlm":  # there, a chunk that ends inside an image hides the rest of it, without a pruner too
             chunks = model.generate(**inputs, **SCORED, prefill_chunk_size=7)
             torch.testing.assert_close(torch.stack(chunks.logits), torch.stack(cached.logits), **CLOSE)
+
+
+@pytest.mark.parametrize("name", VLM_NAMES)
+def test_forward_returns_a_column_for_every_token_and_leaves_nothing_behind(name):
+    model, inputs = model_of(name), vlm_inputs(name, ROWS)
+    first = model.generate(**inputs, **SCORED).logits[0]  # transformers installs hooks of its own on first use
+
+    def state():
+        return {
+            module_name: (set(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks))
+            for module_name, module in model.named_modules()
+        }
+
+    before, pruner = state(), FastV(0.3, layer=1) if name in STAGED else DivPrune(0.3)
+    with pruner.attach(model), torch.no_grad():
+        pruned = model.generate(**inputs, **SCORED).logits[0]
+        out = model(**inputs)
+        assert out.logits.shape[:2] == inputs["input_ids"].shape
+        torch.testing.assert_close(out.logits[:, -1], pruned, **CLOSE)
+    with pytest.raises(RuntimeError, match="stop"), pruner.attach(model):
+        raise RuntimeError("stop")
+    assert state() == before
+    assert torch.equal(model.generate(**inputs, **SCORED).logits[0], first)
 
 
 def test_a_chunk_may_lose_all_of_its_tokens():

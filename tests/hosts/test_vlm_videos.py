@@ -53,7 +53,7 @@ def test_a_row_of_a_padded_batch_is_the_row_alone(name, pruner):
     assert before == before_alone
 
 
-FRAMES = {"onevision": [4, 4, 4], "qwen2_vl": [8] * 3, "qwen2_5_vl": [8] * 3, "qwen3_vl": [8] * 3}
+FRAMES = {"onevision": [4, 4, 4], "qwen2_vl": [8] * 3, "qwen2_5_vl": [8] * 3, "qwen3_vl": [8] * 3, "qwen3_vl_moe": [8] * 3}
 
 
 @pytest.mark.parametrize("name", VIDEO_NAMES)
@@ -87,7 +87,7 @@ def test_a_budget_may_be_spent_over_the_frame_or_over_the_clip(pruner):
         pass
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", [name for name in VIDEO_NAMES if name.startswith("qwen")])
 def test_positions_of_kept_tokens_are_those_of_the_plain_run_at_their_columns(name):
     model, inputs = model_of(name), vlm_inputs(name, (("video", "image"),))
     plain = seen_by_language(model, inputs)["position_ids"]

@@ -105,6 +105,7 @@ _FAMILIES: dict[str, VLMFamily] = {
     "Qwen2VLForConditionalGeneration": VLMFamily(**_QWEN),
     "Qwen2_5_VLForConditionalGeneration": VLMFamily(**_QWEN, order=window_order),
     "Qwen3VLForConditionalGeneration": VLMFamily(**_QWEN),
+    "Qwen3VLMoeForConditionalGeneration": VLMFamily(**_QWEN),
     "InternVLForConditionalGeneration": VLMFamily(entries="tile"),
     "Gemma3ForConditionalGeneration": VLMFamily(reader=pooled_patches, blocks=True),
     "Mistral3ForConditionalGeneration": VLMFamily(reader=mistral3_groups, shapes=size_shapes),

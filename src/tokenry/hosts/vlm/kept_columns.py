@@ -33,7 +33,7 @@ class KeptColumns:
 
     @classmethod
     def of(cls, real: Tensor, keep: Tensor) -> KeptColumns:
-        """KeptColumns that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool; where none is left, one slot of padding."""
+        """KeptColumns that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool; if none is left, a slot of padding."""
         kept = real & keep
         lengths = kept.sum(dim=1)
         width = max(int(lengths.max()), 1)

@@ -112,7 +112,8 @@ def tiny(name: str, *, seed: int = 0, **overrides: Any) -> Any:
             stablelm, phi, phi3, olmo2, olmo3, smollm3, cohere2, glm4, ernie4_5, hunyuan, gpt_oss, gpt2, mamba), an encoder
             (bert), a vision tower (vit, deit, vit_msn, vit_mae, ijepa, beit, dinov2, dinov2_with_registers, dinov3, clip,
             siglip, siglip2), an audio codec of 1 kHz (encodec, dac, mimi), or a vision-language model (llava, onevision,
-            qwen2_5_vl, llava_next, llava_pixtral, qwen2_vl, qwen3_vl, internvl, gemma3_vlm, mistral3, idefics3, smolvlm).
+            qwen2_5_vl, llava_next, llava_pixtral, qwen2_vl, qwen3_vl, qwen3_vl_moe,
+            internvl, gemma3_vlm, mistral3, idefics3, smolvlm).
         seed: of the weights; the global random state is left as it was.
         overrides: fields of the config, and further arguments of the class (``add_pooling_layer``); for vision-language
             models ``layers`` of the decoder and ``attention``.

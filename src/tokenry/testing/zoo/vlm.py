@@ -32,6 +32,18 @@ _QWEN_TOWER = {
 }
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
 _QWEN = {"image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": 61, "vision_end_token_id": 62}
+_QWEN3 = {
+    "vision_config": {
+        **_QWEN_TOWER,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1, 2],
+    },
+    **_QWEN,
+}
 _IDEFICS = {"vision_config": {**_TOWER, "image_size": 24, "patch_size": 4}, "scale_factor": 2, "image_token_id": IMAGE_TOKEN}
 
 _MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -55,21 +67,18 @@ _MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"vision_config": {**_QWEN_TOWER, "embed_dim": 32, "mlp_ratio": 2}, **_QWEN},
         {"model_type": "qwen2_vl_text", **_ROPE},
     ),
-    "qwen3_vl": (
-        "Qwen3VLForConditionalGeneration",
+    "qwen3_vl": ("Qwen3VLForConditionalGeneration", _QWEN3, {"model_type": "qwen3_vl_text", "head_dim": 8, **_ROPE}),
+    "qwen3_vl_moe": (
+        "Qwen3VLMoeForConditionalGeneration",
+        _QWEN3,
         {
-            "vision_config": {
-                **_QWEN_TOWER,
-                "hidden_size": 16,
-                "num_heads": 2,
-                "intermediate_size": 48,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0, 1, 2],
-            },
-            **_QWEN,
+            "model_type": "qwen3_vl_moe_text",
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            **_ROPE,
         },
-        {"model_type": "qwen3_vl_text", "head_dim": 8, **_ROPE},
     ),
     "internvl": (
         "InternVLForConditionalGeneration",
@@ -97,7 +106,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 VLM_NAMES = ("llava", "onevision", "qwen2_5_vl", *_MODELS)
 """The vision-language models of the zoo."""
-VIDEO_NAMES = ("onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+VIDEO_NAMES = ("onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Those of them that have an encoder for clips; others take frames as images."""
 
 
@@ -198,7 +207,7 @@ class _Batch:
             count = shape[1] * shape[2] // 4
             if item == "image":
                 return [_BEGIN, *[IMAGE_TOKEN] * count, _END]
-            if self.name == "qwen3_vl":  # a time stamp before every frame
+            if self.name.startswith("qwen3"):  # a time stamp before every frame
                 return [t for i in range(shape[0]) for t in (20 + i, _BEGIN, *[VIDEO_TOKEN] * count, _END)]
             return [_BEGIN, *[VIDEO_TOKEN] * (shape[0] * count), _END]
         if self.name in ("llava_next", "onevision"):
