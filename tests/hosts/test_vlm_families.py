@@ -206,6 +206,23 @@ def test_the_trace_has_the_grid_of_every_image(name):
         assert entry.grid is None or entry.grid[0] * entry.grid[1] == entry.total
 
 
+def test_internvl_joins_tiles_to_images_and_zooprune_spends_its_budget_per_tile():
+    """The tiles of an image follow each other in the prompt, its thumbnail last; another image stands behind text."""
+    model, inputs, found = model_of("internvl"), vlm_inputs("internvl", (("image", "image"),)), []
+
+    def choose(images):
+        found.extend(images)
+        return [torch.arange(len(image.features)) for image in images]
+
+    with prune_prompt(model, "test", choose), torch.no_grad():
+        model(**inputs)
+    assert [image.crop.tolist() for image in found] == [[0] * 9, [1] * 9 + [2] * 9 + [0] * 9]
+    with ZOOPrune(0.4, directions=4).attach(model) as trace:
+        model.generate(**inputs, **GREEDY)
+    assert [len(entry.indices) for entry in trace.kept] == [3, 9]  # int(27 * 0.4) // 3 in each of three tiles
+    assert torch.bincount(trace.kept[1].indices // 9).tolist() == [3, 3, 3]
+
+
 @pytest.mark.parametrize("item", ["image", "video"])
 @pytest.mark.parametrize("name", VLM_NAMES)
 def test_scores_read_at_the_projector_come_back_at_their_tokens(name, item):
