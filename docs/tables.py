@@ -39,10 +39,10 @@ def models_table() -> str:
     from tokenry.hosts import decoder, quantizers
     from tokenry.hosts.audio import base as audio
     from tokenry.hosts.vision import towers
-    from tokenry.hosts.vlm import prompt
+    from tokenry.hosts.vlm import families
 
     hosts = {
-        "vision-language models": ("vlm", prompt.SUPPORTED),
+        "vision-language models": ("vlm", families.SUPPORTED),
         "decoders, for the KV cache": ("cache", decoder.SUPPORTED),
         "vision transformers": ("vision", towers.SUPPORTED),
         "tokenizers": ("text", _tokenizers()),

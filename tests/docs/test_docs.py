@@ -85,6 +85,7 @@ def test_the_models_table_names_every_class_a_host_knows(hooks):
     table = hooks("tables").models_table()
     for name in (
         "Qwen2_5_VLForConditionalGeneration",
+        "Gemma3ForConditionalGeneration",
         "Phi3ForCausalLM",
         "SiglipVisionModel",
         "MimiModel",

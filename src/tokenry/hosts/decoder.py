@@ -42,7 +42,16 @@ SUPPORTED = (
     "GptOssForCausalLM",
     "LlavaForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+    "InternVLForConditionalGeneration",
+    "Gemma3ForConditionalGeneration",
+    "Mistral3ForConditionalGeneration",
+    "Idefics3ForConditionalGeneration",
+    "SmolVLMForConditionalGeneration",
 )
 """Tested one by one against their own eager attention; other decoders of the same build are accepted too."""
 
