@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from tests.hosts.by_hand import GREEDY, SCORED, keep_of, logits_by_hand, model_of, seen_by_language, visual_of
+from tokenry.core.attention import attention_rows
 from tokenry.errors import UnsupportedModelError
+from tokenry.hosts.attach import attached
+from tokenry.hosts.attention import observe
 from tokenry.hosts.release import as_argument, cache_of
 from tokenry.hosts.vlm import (
     SUPPORTED,
@@ -12,6 +15,7 @@ from tokenry.hosts.vlm import (
     VLMFamily,
     add_vlm_family,
     has_cls,
+    language_of,
     prune_prompt,
     weigh_visual_tokens,
 )
@@ -176,6 +180,21 @@ def test_a_cache_method_works_with_a_pruner(name, method):
     full = [i for i, layer in enumerate(cache_of(tight).layers) if not getattr(layer, "is_sliding", False)]
     assert {cache_of(tight).layers[i].keys.shape[-2] for i in full} <= {8, 9}
     assert torch.isfinite(torch.stack(tight.logits)).all()
+
+
+@pytest.mark.parametrize("name", VLM_NAMES)
+def test_observed_queries_and_keys_give_the_attention_maps_of_eager_attention(name):
+    inputs = vlm_inputs(name, ((),))
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.arange(20, 27)[None]], dim=1)
+    model, seen = model_of(name), []
+    with attached(model, "test") as hooks, torch.no_grad():
+        for block in language_of(model).layers:
+            observe(hooks, block.self_attn, seen.append)
+        model(input_ids=inputs["input_ids"])
+        maps = model_of(name, "eager")(input_ids=inputs["input_ids"], output_attentions=True).attentions
+    for one, expected in zip(seen, maps, strict=True):
+        rows = attention_rows(one.query, one.key, causal_offset=0, **vars(one.rule))
+        torch.testing.assert_close(rows, expected, atol=1e-5, rtol=1e-4)
 
 
 GRIDS = {
