@@ -36,7 +36,7 @@ class KeptColumns:
         """KeptColumns that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool."""
         kept = real & keep
         lengths = kept.sum(dim=1)
-        width = int(lengths.max())
+        width = max(int(lengths.max()), 1)  # a part of a prompt that keeps nothing leaves one padding column
         slot = kept.long().cumsum(dim=1) - 1 + (width - lengths).unsqueeze(1)
         index = torch.zeros(kept.shape[0], width, dtype=torch.long, device=kept.device)
         rows, columns = kept.nonzero(as_tuple=True)
