@@ -20,6 +20,11 @@ _MISSING = object()
 Undo = Callable[[], Any]
 
 
+def opaque(function: Any) -> Any:
+    """`function`, which ``torch.compile`` runs as it is and does not look into."""
+    return torch._dynamo.disable(function)
+
+
 class Hooks:
     """Hooks and attribute patches that belong to one attachment; `attached` undoes all of them."""
 
@@ -47,7 +52,7 @@ class Hooks:
     def patch(self, target: Any, attribute: str, value: Any) -> None:
         """Set an attribute on the instance `target`; on exit the earlier state returns (an absent one is deleted)."""
         if callable(value):
-            value = torch._dynamo.disable(value)
+            value = opaque(value)
         self.do(lambda: _patched(target, attribute, value))
 
     def watch(self) -> None:
@@ -56,7 +61,7 @@ class Hooks:
         def ran(*_: Any) -> None:
             self._ran = True
 
-        noting = torch._dynamo.disable(ran)
+        noting = opaque(ran)
         self.do(lambda: self._model.register_forward_pre_hook(noting).remove)
 
     @property
@@ -73,7 +78,7 @@ class Hooks:
             self._reached |= inside
             return hook(*args)
 
-        return torch._dynamo.disable(call)
+        return opaque(call)
 
     def restore(self) -> None:
         """Undo everything, latest first."""

@@ -12,13 +12,11 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch._dynamo
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from tokenry.errors import UnsupportedModelError
-from tokenry.hosts.attach import Hooks, Undo
+from tokenry.hosts.attach import Hooks, Undo, opaque
 
 _NAME = "tokenry_observed"
 _INTERFACE, _EAGER = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
@@ -75,8 +73,8 @@ def implementation_of(attention: nn.Module) -> str:
 
 def observe(hooks: Hooks, attention: nn.Module, observer: Observer) -> None:
     """Call `observer` after every run of `attention` (a module for which `uses_interface` holds), until the hooks go."""
-    opaque = torch._dynamo.disable(observer)
-    hooks.do(lambda: _begin(attention, opaque))
+    seen_through = opaque(observer)
+    hooks.do(lambda: _begin(attention, seen_through))
 
 
 def _begin(attention: Any, observer: Observer) -> Undo:
@@ -90,7 +88,7 @@ def _begin(attention: Any, observer: Observer) -> Undo:
         object.__setattr__(own, _NAME, watch)
         attention.config = own
         if _watched == 0:
-            AttentionInterface.register(_NAME, torch._dynamo.disable(_observed))
+            AttentionInterface.register(_NAME, opaque(_observed))
         _watched += 1
     watch.observers.append(observer)
     return lambda: _end(attention, watch, observer)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tokenry.core.checks import check_choice
-from tokenry.errors import UnsupportedModelError
+from tokenry.errors import ADD_A_FAMILY, UnsupportedModelError
 from tokenry.hosts.attention import uses_interface
 
 OnSliding = Literal["skip", "refuse"]
@@ -67,8 +67,8 @@ def text_model(model: nn.Module) -> nn.Module:
     """
     found = [m for m in model.modules() if _caches(m)]
     if len(found) != 1:
-        reason = "no supported decoder layers" if not found else f"{len(found)} decoders in one model"
-        raise UnsupportedModelError.of(model, SUPPORTED, reason=reason)
+        reason = f"{len(found)} decoders in one model" if found else ""
+        raise UnsupportedModelError.of(model, SUPPORTED, reason=reason, guide=f"{ADD_A_FAMILY}, Decoders")
     decoder: Any = found[0]
     for layer in decoder.layers:
         reason = _obstacle(layer.self_attn)

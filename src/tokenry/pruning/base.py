@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ class Kept:
     total: int
     scores: Tensor | None = None
     grid: tuple[int, int] | None = None
+
+
+RECORDING = threading.RLock()
+"""Held while entries of one forward get their running number, since threads may share an attachment."""
 
 
 @dataclass

@@ -21,7 +21,7 @@ from tokenry.core.checks import check_choice, check_int
 from tokenry.core.selection import check_keep
 from tokenry.hosts.cache import Budget, Compressed, Prompt, Signal, Slots, compress_cache
 from tokenry.hosts.decoder import OnSliding, attention_modules, full_attention_indices
-from tokenry.pruning.base import Kept, PruningTrace
+from tokenry.pruning.base import RECORDING, Kept, PruningTrace
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,11 @@ class CacheMethod(ABC):
 
 
 def _record(trace: PruningTrace, done: Compressed) -> None:
+    with RECORDING:
+        _append(trace, done)
+
+
+def _append(trace: PruningTrace, done: Compressed) -> None:
     start = trace.next_image()
     rows = max((len(index) for index in done.kept.values()), default=0)
     for row in range(rows):

@@ -15,7 +15,7 @@ from tokenry.core.checks import check_choice
 from tokenry.core.selection import top_k
 from tokenry.hosts.vlm import BlockView, DecoderStage, Positions, Signals, VisualTokens, prune_prompt
 from tokenry.hosts.wrappers import unwrapped
-from tokenry.pruning.base import Kept, Pruner, PruningTrace, check_tokens
+from tokenry.pruning.base import RECORDING, Kept, Pruner, PruningTrace, check_tokens
 
 Scope = Literal["image", "prompt", "crop"]
 VideoBudget = Literal["method", "frame", "clip"]
@@ -113,7 +113,6 @@ class _Run:
     video_budget: VideoBudget = "method"
     chosen: _Chosen = field(default_factory=_Chosen)
     units_seen: int = 0
-    lock: Any = field(default_factory=threading.Lock)
 
     def choose(self, images: Sequence[VisualTokens]) -> list[Tensor]:
         """Ascending kept indices per image."""
@@ -130,7 +129,7 @@ class _Run:
                     scores[number] = _merge(scores[number], images[number], index, importance[start : start + len(index)])
                 start += len(index)
         ordered = [k.sort().values for k in kept]
-        with self.lock:
+        with RECORDING:
             start = self.trace.next_image()
             for i, (image, own) in enumerate(zip(images, ordered, strict=True)):
                 self.trace.kept.append(Kept(start + i, None, own.cpu(), len(image.features), scores[i], image.grid))
@@ -145,7 +144,7 @@ class _Run:
         for unit, budget in zip(units, pruner._budgets(units), strict=True):
             tokens = [(images[number], index) for number, index in unit.parts]
             features = torch.cat([image.features[index] for image, index in tokens])
-            with self.lock:
+            with RECORDING:
                 number, self.units_seen = self.units_seen, self.units_seen + 1
             if budget >= len(unit):
                 yield unit, torch.arange(len(unit), device=features.device), None

@@ -6,6 +6,7 @@ token counts.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from tokenry.core.checks import check_finite, check_int
 from tokenry.core.selection import check_keep, resolve_budget, top_k
 from tokenry.hosts.vision import BlockSignals, Dropped, Selected, Selector, describe, drop_after
-from tokenry.pruning.base import Kept, PruningTrace
+from tokenry.pruning.base import RECORDING, Kept, PruningTrace
 
 PAPER_DEPTH = 12
 PAPER_SCHEDULE: Mapping[int, float] = MappingProxyType({3: 0.5, 7: 0.5, 9: 0.25})
@@ -172,18 +173,19 @@ class _Recorder:
     """Turns the records of the host into trace entries with running image numbers."""
 
     def __init__(self, trace: PruningTrace, first: int) -> None:
-        self.trace, self.first = trace, first
-        self.start = self.seen = 0
+        self.trace, self.first, self.seen = trace, first, 0
+        self.own = threading.local()
 
     def __call__(self, dropped: Dropped) -> None:
-        if dropped.block == self.first:
-            self.start = self.seen
-            self.seen += dropped.index.shape[0]
-        for row, (grid, index) in enumerate(zip(dropped.grids, dropped.index, strict=True)):
-            total = grid[0] * grid[1]
-            index = index if dropped.real is None else index[dropped.real[row]]
-            scores = None if dropped.scores is None else dropped.scores[row, :total]
-            self.trace.kept.append(Kept(self.start + row, dropped.block, index, total, scores, grid))
+        with RECORDING:
+            if dropped.block == self.first:
+                self.own.start = self.seen
+                self.seen += dropped.index.shape[0]
+            for row, (grid, index) in enumerate(zip(dropped.grids, dropped.index, strict=True)):
+                total = grid[0] * grid[1]
+                index = index if dropped.real is None else index[dropped.real[row]]
+                scores = None if dropped.scores is None else dropped.scores[row, :total]
+                self.trace.kept.append(Kept(self.own.start + row, dropped.block, index, total, scores, grid))
 
 
 def _ignore(dropped: Dropped) -> None:

@@ -14,6 +14,8 @@ _EXPORTS = {
     "check_contract": "tokenry.testing.contract",
     "contract_instances": "tokenry.testing.contract",
     "check_patch_pruner": "tokenry.testing.patch_pruners",
+    "VISUAL_PRUNER_CHECKS": "tokenry.testing.visual_pruners",
+    "check_visual_pruner": "tokenry.testing.visual_pruners",
     "check_probe": "tokenry.testing.probes",
     "check_byte_model": "tokenry.testing.byte_models",
     "check_language_model": "tokenry.testing.language_models",

@@ -57,6 +57,7 @@ def _kinds() -> dict[type, Callable[[Any], None]]:
     from tokenry.codecs import AudioCodec, Quantizer
     from tokenry.pruning import Pruner
     from tokenry.pruning.kv_method import CacheMethod
+    from tokenry.pruning.visual import VisualPruner
     from tokenry.pruning.vit_schedule import PatchPruner
     from tokenry.testing.audio_codecs import check_audio_codec
     from tokenry.testing.byte_models import check_byte_model
@@ -67,6 +68,7 @@ def _kinds() -> dict[type, Callable[[Any], None]]:
     from tokenry.text import ByteEnsemble, ByteLM, ConsistencyProbe
 
     return {
+        VisualPruner: _visual_pruner,
         Pruner: check_pruner,
         PatchPruner: check_patch_pruner,
         CacheMethod: check_cache_method,
@@ -78,6 +80,14 @@ def _kinds() -> dict[type, Callable[[Any], None]]:
         Tokenizer: _tokenizer,
         Mapping: _language_model,
     }
+
+
+def _visual_pruner(pruner: Any) -> None:
+    from tokenry.testing.pruners import check_pruner
+    from tokenry.testing.visual_pruners import check_visual_pruner
+
+    check_pruner(pruner)
+    check_visual_pruner(pruner)
 
 
 def _quantizer(quantizer: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenry.pruning.vit_schedule import PatchPruner
+from tokenry.testing.clients import LikePeft, one_way
 from tokenry.testing.verdict import fail, refuses
 from tokenry.testing.zoo import tiny
 
@@ -103,50 +104,19 @@ def _autocast(pruner: PatchPruner) -> None:
 def _compiled(pruner: PatchPruner) -> None:
     pruned = replace(pruner, keep={0: 7})
     whole = _run(pruned, tiny("vit", num_hidden_layers=1), _images())[0]
-    for how, compiled in _COMPILED.items():
-        model = compiled(tiny("vit", num_hidden_layers=1))
-        before = model(_images()).last_hidden_state
-        if not torch.allclose(_run(pruned, model, _images())[0], whole, atol=1e-5):
-            fail("compiled before", pruner, f"{how}, run once and then attached to, the model is not pruned")
-        if not torch.allclose(model(_images()).last_hidden_state, before, atol=1e-5):
-            fail("compiled before", pruner, f"{how}, the model is not plain after the block")
-
-
-def _compiled_in_place(model: Any) -> Any:
-    model.compile(backend="eager")
-    return model
-
-
-def _compiled_forward(model: Any) -> Any:
-    model.forward = torch.compile(model.forward, backend="eager")
-    return model
-
-
-_COMPILED = {
-    "torch.compile(model)": partial(torch.compile, backend="eager"),
-    "model.compile()": _compiled_in_place,
-    "model.forward = torch.compile(model.forward)": _compiled_forward,
-}
-
-
-class _LikePeft(nn.Module):
-    """What PEFT puts around a model, without PEFT."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.base_model = nn.ModuleDict({"model": model})
-
-    def get_base_model(self) -> Any:
-        return self.base_model["model"]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.get_base_model()(*args, **kwargs)
+    how, compile_ = one_way(pruner)
+    model = compile_(tiny("vit", num_hidden_layers=1))
+    before = model(_images()).last_hidden_state
+    if not torch.allclose(_run(pruned, model, _images())[0], whole, atol=1e-5):
+        fail("compiled before", pruner, f"{how}, run once and then attached to, the model is not pruned")
+    if not torch.allclose(model(_images()).last_hidden_state, before, atol=1e-5):
+        fail("compiled before", pruner, f"{how}, the model is not plain after the block")
 
 
 def _wrapped(pruner: PatchPruner) -> None:
     model, pruned = tiny("vit"), replace(pruner, keep=_KEEP)
     states = _run(pruned, model, _images())[0]
-    for wrapper in (nn.DataParallel(model), _LikePeft(model), nn.DataParallel(_LikePeft(model))):
+    for wrapper in (nn.DataParallel(model), LikePeft(model), nn.DataParallel(LikePeft(model))):
         if not torch.equal(_run(pruned, wrapper, _images())[0], states):
             fail("wrappers", pruner, f"attached to {type(wrapper).__name__} around the model, it gives other states")
 

@@ -27,7 +27,7 @@ def settle(layers: dict[int, TrackedLayer], policy: CachePolicy, total_layers: i
         raise ValueError("attention_mask must mark at least one token in every row while the KV cache is compressed")
     scores, states = [layer.scores for layer in layers.values()], [layer.state for layer in layers.values()]
     prompt = Prompt(list(layers), total_layers, lengths, held, scores, states)
-    full = sum(layer.nbytes for layer in layers.values())
+    full = sum(layer.nbytes * layer.fed // max(layer.held, 1) for layer in layers.values())
     kept: dict[int, torch.Tensor] = {}
     offsets = {i: [layer.held - n for n in row] for (i, layer), row in zip(layers.items(), held, strict=True)}
     for (i, layer), budget in zip(layers.items(), policy.budgets(prompt), strict=True):
@@ -37,10 +37,10 @@ def settle(layers: dict[int, TrackedLayer], policy: CachePolicy, total_layers: i
         if budget is not None and layer.held > budget.slots:
             kept[i] = evict_layer(layer, policy)
     used = sum(layer.nbytes for layer in layers.values())
-    report = {**prompt.facts, "cache_bytes": used, "slots": {i: layer.held for i, layer in layers.items()}}
+    report = {**prompt.facts, "cache_bytes": used, "cache_bytes_full": full}
+    report["slots"] = {i: layer.held for i, layer in layers.items()}
     if not first:
         return Compressed({}, {}, {}, {}, report)
-    report["cache_bytes_full"] = full
     return Compressed(kept, dict(zip(layers, lengths, strict=True)), offsets, {i: layers[i].scores for i in kept}, report)
 
 

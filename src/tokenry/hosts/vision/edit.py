@@ -9,6 +9,7 @@ it hides are not there to be chosen.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -169,8 +170,8 @@ def _attach(
         yield records
 
 
-class _Run:
-    """State of the forward in progress: which patches are present and how many patches each stands for.
+class _Run(threading.local):
+    """State of the thread's forward in progress: which patches are present and how many patches each stands for.
 
     `kept` numbers the present patches as they entered the first block. That is the order of the image, unless the model hides
     and shuffles patches itself: `places` then says where each of them comes from. `given` marks the real patches of the call,
@@ -197,8 +198,7 @@ class _Run:
         for block, edit in edits.items():
             capture = AttentionCapture(self.host, block)
             capture.install(hooks)
-            # A compiled model leaves its graph here: choosing patches is short, looks at values and would be traced for long.
-            hooks.forward(self.host.blocks[block], torch.compiler.disable(self._editing(block, edit, capture)))
+            hooks.forward(self.host.blocks[block], self._editing(block, edit, capture))
         for block in self.host.blocks[min(edits) + 1 :]:
             hooks.forward_pre(block, self._on_block)
             if (bias := getattr(block, self.host.layout.bias or "", None)) is not None:

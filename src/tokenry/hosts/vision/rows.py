@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ class ClsAttention:
         return self._capture.content()
 
 
-class AttentionCapture:
-    """Hooks on one attention module: CLS query, keys, per-head output and mask of the latest forward."""
+class AttentionCapture(threading.local):
+    """Hooks on one attention module: CLS query, keys, per-head output and mask of the thread's latest forward."""
 
     def __init__(self, host: VisionHost, layer: int) -> None:
         self.host, self.layer = host, layer

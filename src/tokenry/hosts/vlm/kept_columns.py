@@ -33,10 +33,10 @@ class KeptColumns:
 
     @classmethod
     def of(cls, real: Tensor, keep: Tensor) -> KeptColumns:
-        """KeptColumns that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool; if none is left, a slot of padding."""
+        """KeptColumns that keeps `keep` [B,S] of the `real` [B,S] tokens, both bool."""
         kept = real & keep
         lengths = kept.sum(dim=1)
-        width = max(int(lengths.max()), 1)
+        width = max(int(lengths.max()), 1)  # a part of a prompt that keeps nothing leaves one padding column
         slot = kept.long().cumsum(dim=1) - 1 + (width - lengths).unsqueeze(1)
         index = torch.zeros(kept.shape[0], width, dtype=torch.long, device=kept.device)
         rows, columns = kept.nonzero(as_tuple=True)
