@@ -108,10 +108,11 @@ def continuation_items(host: Host, text: str, *, prompt: int, follow: int, count
 def recall_items(
     host: Host, text: str, *, prompt: int, cue: int, answer: int, count: int, seed: int, margin: float = 0.1
 ) -> list[Item]:
-    """Real text with a foreign passage of ``cue + answer`` tokens at a random depth; its cue comes again after the prompt.
+    """Real text with a foreign passage of ``cue + answer`` tokens in it; its cue comes again after the prompt.
 
-    The passage is taken from another place of `text` and set off by blank lines. `margin` keeps it away from both ends of the
-    prompt (a share of it), so that neither sinks nor a recent window hold it by accident.
+    The passage is taken from another place of `text` and set off by blank lines. The depths of the items are spread evenly: one
+    item in each of `count` equal parts of the prompt, in order, at a random place of its part. Chance can then favour neither a
+    recent window nor the early slots. `margin` keeps the passage away from both ends of the prompt (a share of it).
     """
     generator = torch.Generator().manual_seed(seed + 1)
     breaks = host.encode("\n\n")
@@ -122,8 +123,8 @@ def recall_items(
     fillers = _windows(host, text, body, count, seed)
     needles = _windows(host, text, needle, count, seed + 1000)
     items = []
-    for filler, passage in zip(fillers, needles, strict=True):
-        depth = margin + (1 - 2 * margin) * float(torch.rand((), generator=generator))
+    for place, (filler, passage) in enumerate(zip(fillers, needles, strict=True)):
+        depth = margin + (1 - 2 * margin) * (place + float(torch.rand((), generator=generator))) / count
         at = int(depth * body)
         ids = [*host.start, *filler[:at], *breaks, *passage, *breaks, *filler[at:]]
         items.append(Item(torch.tensor(ids), torch.tensor([*breaks, *passage]), scored_from=len(breaks) + cue))
