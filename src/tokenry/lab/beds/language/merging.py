@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokenry.hosts.cache import Budget, Slots
 from tokenry.hosts.decoder import text_model
 from tokenry.pruning.d2o import D2O
+from tokenry.pruning.kv_method import slot_rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class OtherMerging(D2O):
         flat = slots if self.rotation is None else replace(slots, keys=rotated(slots.keys, self.rotation, places, back=True))
         kept, index = super().evict(flat, budget, state)
         if not self.merges_keys:
-            kept.keys = slots.keys.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, slots.keys.shape[-1]))
+            kept.keys = slot_rows(slots.keys, index)
         elif self.rotation is not None:
             kept.keys = rotated(kept.keys, self.rotation, index)
         return kept, index
