@@ -130,12 +130,13 @@ def _dropped(index: Tensor, slots: Slots, uniform: bool) -> tuple[Tensor, Tensor
 def _match(dropped: Tensor, kept: Tensor, alive: Tensor | None) -> tuple[Tensor, Tensor]:
     """Best cosine match of every dropped key among the kept ones (eq. 9): values and indices [B,H,E], lowest index on ties."""
     few = dropped.shape[2] < kept.shape[3]  # then it is less work to divide the products than the kept keys
-    columns = (kept.to(unit_rows(dropped[:, :, :0]).dtype) if few else unit_rows(kept)).transpose(-1, -2)
+    rows = unit_rows(dropped)
+    columns = (kept.to(rows.dtype) if few else unit_rows(kept)).transpose(-1, -2)
     norms = torch.linalg.vector_norm(columns, dim=-2, keepdim=True) + 1e-8 if few else None
     best: list[Tensor] = []
     where: list[Tensor] = []
-    for block in dropped.split(_MATCH_CHUNK, dim=2):
-        cosine = unit_rows(block) @ columns
+    for block in rows.split(_MATCH_CHUNK, dim=2):
+        cosine = block @ columns
         if norms is not None:
             cosine /= norms
         if alive is not None:
@@ -166,9 +167,9 @@ def _weights(merge: Merge, match: Tensor, accept: Tensor) -> tuple[float, Tensor
     divides by ``1 + n_j``; its weights sum to less than 1.
     """
     if merge == "weighted":
-        weight = match.exp() * accept
+        weight = torch.where(accept, match.exp(), 0.0)
         return float(torch.e), weight, weight
-    return 1.0, match * accept, accept.expand_as(match).float()
+    return 1.0, torch.where(accept, match, 0.0), accept.expand_as(match).float()
 
 
 def _blend(kept: Tensor, dropped: Tensor, target: Tensor, weight: Tensor, mass: Tensor, own: float) -> Tensor:
