@@ -29,6 +29,17 @@ METHODS: dict[str, PatchPruner | None] = {
 }
 
 
+WIDTHS = {"ViT-S": (384, 6), "ViT-B": (768, 12)}
+
+
+def build(size: str, device: str, dtype: str) -> ViTModel:
+    """A ViT of patch 16 at 224 px with random weights; a size is (width, heads)."""
+    width, heads = WIDTHS[size]
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
+    return ViTModel(config, add_pooling_layer=False).eval().to(device, getattr(torch, dtype))
+
+
 def block_flops(tokens: int, width: int = 384) -> int:
     """Multiply-adds of one block: projections, MLP of ratio 4, and attention."""
     return 12 * tokens * width**2 + 2 * tokens**2 * width
@@ -81,9 +92,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     if args.quick:
         args.repeats = 3
-    torch.manual_seed(0)
-    config = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
-    model = ViTModel(config, add_pooling_layer=False).eval().to(args.device, getattr(torch, args.dtype))
+    model = build("ViT-S", args.device, args.dtype)
     rows = [measure(model, batch, args) for batch in ((1, 8) if args.quick else (1, 32))]
     print(f"ViT-S, 196 patches, {args.dtype} on {args.device}; block FLOPs pruned / dense: {flop_ratio():.3f}")
     print("batch " + "".join(f"{name:>22}" for name in METHODS))

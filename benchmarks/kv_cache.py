@@ -92,6 +92,33 @@ def methods(budget: float) -> dict[str, CacheMethod | None]:
     }
 
 
+def compare(
+    shape: str, context: int, device: str, dtype: str, batch: int, budget: float, steps: int, repeats: int
+) -> list[dict[str, Any]]:
+    """A row per method for one model and prompt length."""
+    model = build(shape, context, device, dtype)
+    ids = torch.randint(0, 32000, (batch, context), generator=torch.Generator().manual_seed(0)).to(device)
+    run(model, None, ids[:, :256], 2, 1)
+    rows: list[dict[str, Any]] = []
+    print(f"\n{shape} {dtype} {device}, batch {batch}, prompt {context}, {steps} decoded, budget {budget}")
+    print(f"{'method':<20} {'cache MiB':>10} {'of full':>8} {'prefill s':>10} {'over':>7} {'tokens/s':>9} {'speed':>6}")
+    for name, method in methods(budget).items():
+        # The plain model is taken again beside every method: a shared machine drifts by more than the difference.
+        beside = run(model, None, ids, steps, repeats)
+        row = {"method": name, "shape": shape, "dtype": dtype, "batch": batch, "context": context,
+               "decoded": steps, "budget": budget, **run(model, method, ids, steps, repeats)}  # fmt: skip
+        row["cache_ratio"] = row["cache_bytes"] / beside["cache_bytes"]
+        row["prefill_overhead"] = row["prefill_s"] / beside["prefill_s"] - 1
+        row["decode_ratio"] = row["decode_tokens_per_s"] / beside["decode_tokens_per_s"]
+        rows.append(row)
+        print(
+            f"{name:<20} {row['cache_bytes'] / 2**20:>10.1f} {row['cache_ratio']:>8.2f} {row['prefill_s']:>10.2f} "
+            f"{row['prefill_overhead']:>+7.1%} {row['decode_tokens_per_s']:>9.1f} {row['decode_ratio']:>6.2f}",
+            flush=True,
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny shape, 512 tokens, seconds")
@@ -112,29 +139,7 @@ def main() -> None:
         shape, contexts, steps = "tiny", [512], 8
     rows = []
     for context in contexts:
-        model = build(shape, context, args.device, args.dtype)
-        ids = torch.randint(0, 32000, (args.batch, context), generator=torch.Generator().manual_seed(0)).to(args.device)
-        run(model, None, ids[:, :256], 2, 1)
-        plain: dict[str, Any] = {}
-        print(
-            f"\n{shape} {args.dtype} {args.device}, batch {args.batch}, prompt {context}, {steps} decoded, budget {args.budget}"
-        )
-        print(f"{'method':<20} {'cache MiB':>10} {'of full':>8} {'prefill s':>10} {'over':>7} {'tokens/s':>9} {'speed':>6}")
-        for name, method in methods(args.budget).items():
-            # The plain prefill is taken again beside every method: a shared machine drifts by more than the difference.
-            beside = run(model, None, ids, 1, args.repeats)["prefill_s"]
-            row = {"method": name, "shape": shape, "dtype": args.dtype, "batch": args.batch, "context": context,
-                   "decoded": steps, "budget": args.budget, **run(model, method, ids, steps, args.repeats)}  # fmt: skip
-            plain = plain or row
-            row["cache_ratio"] = row["cache_bytes"] / plain["cache_bytes"]
-            row["prefill_overhead"] = row["prefill_s"] / beside - 1
-            row["decode_ratio"] = row["decode_tokens_per_s"] / plain["decode_tokens_per_s"]
-            rows.append(row)
-            print(
-                f"{name:<20} {row['cache_bytes'] / 2**20:>10.1f} {row['cache_ratio']:>8.2f} {row['prefill_s']:>10.2f} "
-                f"{row['prefill_overhead']:>+7.1%} {row['decode_tokens_per_s']:>9.1f} {row['decode_ratio']:>6.2f}",
-                flush=True,
-            )
+        rows += compare(shape, context, args.device, args.dtype, args.batch, args.budget, steps, args.repeats)
     if not args.quick:
         rows = [*(row for row in earlier("kv_cache", args.device) if (row["shape"], row["context"]) not in done(rows)), *rows]
         print(write("kv_cache", {"environment": environment(args.device), "rows": rows}, args.device))

@@ -20,19 +20,22 @@ def environment(device: str) -> dict[str, Any]:
     return facts
 
 
+RESULTS = Path(__file__).parent / "results"
+
+
 def earlier(benchmark: str, device: str) -> list[dict[str, Any]]:
     """Rows of the committed file, so that a run at other sizes adds to them."""
-    path = _path(benchmark, device)
+    path = _path(benchmark, device, RESULTS)
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
-def _path(benchmark: str, device: str) -> Path:
-    return Path(__file__).parent / "results" / f"{benchmark}_{device.split(':')[0]}.json"
+def _path(benchmark: str, device: str, folder: Path) -> Path:
+    return folder / f"{benchmark}_{device.split(':')[0]}.json"
 
 
-def write(benchmark: str, content: dict[str, Any], device: str) -> Path:
+def write(benchmark: str, content: dict[str, Any], device: str, folder: Path = RESULTS) -> Path:
     """Write `content` as JSON and return the path."""
-    path = _path(benchmark, device)
+    path = _path(benchmark, device, folder)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path

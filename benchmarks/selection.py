@@ -23,14 +23,35 @@ def straightforward(features: Tensor, importance: Tensor, k: int) -> Tensor:
         similarity = x @ x.T
         w = (w - w.min()) / (w.max() - w.min() + 1e-6)
         chosen = [int(w.argmax())]
-        free = torch.ones(len(x), dtype=torch.bool)
+        free = torch.ones(len(x), dtype=torch.bool, device=x.device)
         free[chosen[0]] = False
         while len(chosen) < k:
             score = 0.5 * w - 0.5 * similarity[:, chosen].max(dim=1).values
             chosen.append(int(score.masked_fill(~free, -torch.inf).argmax()))
             free[chosen[-1]] = False
-        rows.append(torch.tensor(chosen))
+        rows.append(torch.tensor(chosen, device=x.device))
     return torch.stack(rows)
+
+
+def compare(name: str, case: tuple[int, int, int, int], repeats: int, device: str = "cpu") -> dict[str, object]:
+    """Time and memory of one case, over the straightforward implementation."""
+    batch, n, k, width = case
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(64, width, generator=generator)
+    features = centres[torch.randint(64, (batch, n), generator=generator)]
+    features = (features + 0.5 * torch.randn(batch, n, width, generator=generator)).to(device)
+    importance = torch.rand(batch, n, generator=generator).to(device)
+
+    def ours() -> Tensor:
+        return greedy_select(features, k, rule="mmr", importance=importance)
+
+    def theirs() -> Tensor:
+        return straightforward(features, importance, k)
+
+    same = bool((ours() == theirs()).all())
+    time = time_ratio(theirs, ours, repeats=repeats, device=device)
+    memory = peak_bytes(theirs, device) / peak_bytes(ours, device)
+    return {"case": name, "times faster": time, "times less memory": memory, "same selection": same}
 
 
 def main() -> None:
@@ -39,23 +60,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     rows = []
-    for name, (batch, n, k, width) in (QUICK if options.quick else CASES).items():
-        generator = torch.Generator().manual_seed(0)
-        centres = torch.randn(64, width, generator=generator)
-        features = centres[torch.randint(64, (batch, n), generator=generator)]
-        features = features + 0.5 * torch.randn(batch, n, width, generator=generator)
-        importance = torch.rand(batch, n, generator=generator)
-
-        def ours(x: Tensor = features, w: Tensor = importance, k: int = k) -> Tensor:
-            return greedy_select(x, k, rule="mmr", importance=w)
-
-        def theirs(x: Tensor = features, w: Tensor = importance, k: int = k) -> Tensor:
-            return straightforward(x, w, k)
-
-        same = bool((ours() == theirs()).all())
-        time = time_ratio(theirs, ours, repeats=options.repeats)
-        memory = peak_bytes(theirs) / peak_bytes(ours)
-        rows.append({"case": name, "times faster": time, "times less memory": memory, "same selection": same})
+    for name, case in (QUICK if options.quick else CASES).items():
+        rows.append(compare(name, case, options.repeats))
         print(rows[-1], flush=True)
     if not options.quick:
         body = {

@@ -198,11 +198,21 @@ VIEWS = {
     "eet_latency": View(
         "Time over the unpruned model.",
         columns(
+            model=lambda row: row.get("model", "ViT-S"),
             batch="batch",
             EET=ratio("eet_ratio"),
             CLS_row=ratio("cls_row_ratio"),
             ToMe=ratio("tome_ratio"),
             random=ratio("random_ratio"),
+        ),
+    ),
+    "full_size": View(
+        "Prefill over the unpruned model, random weights. Cells: time, peak memory; batch in brackets.",
+        lambda rows: pivot(
+            [row for row in rows if row["keep"] == 0.25],
+            "method",
+            lambda r: f"{r['model']} ({r['batch']})",
+            lambda r: f"{r['time']:.2f}x, {r['peak_memory']:.2f}x",
         ),
     ),
     "gls_selection": View(

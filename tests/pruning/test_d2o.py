@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokenry.core.seeding import seeded
@@ -74,6 +74,8 @@ def cache(batch=2, heads=2, total=12, size=6, seed=0):
     old=st.sampled_from([None, 0.5]),
     seed=st.integers(0, 99),
 )
+@example(12, 6, 5, 4, "weighted", False, None, 3)  # one slot to drop, as in every decode step
+@example(12, 6, 5, 0, "scatter_mean", True, 0.5, 4)
 def test_compress_equals_the_formulas_slot_by_slot(total, heavy, recent, sinks, merge, started, old, seed):
     if heavy + recent == 0:
         recent = 1

@@ -227,18 +227,23 @@ class _Greedy:
         # A device queue is fast at single columns and slow at the question "is it here?"; a CPU is the other way round.
         if self.rows.device.type != "cpu" or chosen.shape[1] >= width:
             return self._similarity(chosen)
+        if self.columns is None:
+            self.columns = self.rows.new_empty(*self.rows.shape[:2], width)
+        missing = (self.slots.gather(1, chosen) < 0).any(dim=1)
+        if bool(missing.any()):
+            score = self.score().scatter_(1, chosen, float("inf"))
+            for row in missing.nonzero().flatten().tolist():
+                self._refill(row, score[row], self.columns[row])
         slots = self.slots.gather(1, chosen)
-        if self.columns is None or bool((slots < 0).any()):
-            self._refill(chosen, width)
-            slots = self.slots.gather(1, chosen)
-        assert self.columns is not None
         return self.columns.gather(2, slots.unsqueeze(1).expand(-1, self.columns.shape[1], -1))
 
-    def _refill(self, chosen: Tensor, width: int) -> None:
-        score = self.score().scatter_(1, chosen, float("inf"))
-        block = score.topk(width, dim=1).indices
-        self.slots.fill_(-1).scatter_(1, block, torch.arange(width, device=block.device).expand(block.shape[0], -1))
-        self.columns = self._similarity(block)
+    def _refill(self, row: int, score: Tensor, columns: Tensor) -> None:
+        """Put the columns of the leading tokens of one row of the batch into `columns` [N,width]; other rows keep theirs."""
+        width = columns.shape[1]
+        block = score.topk(width).indices
+        self.slots[row].fill_(-1)[block] = torch.arange(width, device=block.device)
+        torch.matmul(self.rows[row], self.rows[row, block].T, out=columns)
+        columns.mul_(self.inverse[row].unsqueeze(1)).mul_(self.inverse[row, block])
 
     def _similarity(self, index: Tensor) -> Tensor:
         """Cosine of every token to those at `index` [B,P]: [B,N,P]."""

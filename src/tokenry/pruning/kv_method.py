@@ -235,12 +235,17 @@ def take_slots(slots: Slots, index: Tensor, *, uniform: bool) -> Slots:
 
     `uniform` says that all sequences keep equally many, so that without padding there can be no empty slot.
     """
-    batch, heads, _, width = slots.keys.shape
-    place = index.clamp(min=0).expand(batch, heads, -1)
-    keys = slots.keys.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, width))
-    values = slots.values.gather(2, place.unsqueeze(-1).expand(-1, -1, -1, slots.values.shape[-1]))
+    place = index.clamp(min=0).expand(*slots.keys.shape[:2], -1)
     scores = None if slots.scores is None else slots.scores.gather(2, place)
-    return Slots(keys, values, scores, alive_slots(slots.real, index, uniform))
+    real = alive_slots(slots.real, index, uniform)
+    return Slots(slot_rows(slots.keys, place), slot_rows(slots.values, place), scores, real)
+
+
+def slot_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows [B,H,K,D] of `x` [B,H,T,D] at `index` [B,H,K], copied row by row (a gather would go number by number)."""
+    batch, heads, total, width = x.shape
+    start = total * torch.arange(batch * heads, device=x.device).view(batch, heads, 1)
+    return x.reshape(-1, width).index_select(0, (index + start).flatten()).view(batch, heads, -1, width)
 
 
 def alive_slots(real: Tensor | None, index: Tensor, uniform: bool) -> Tensor | None:

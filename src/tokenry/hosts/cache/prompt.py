@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer
 
 from tokenry.core.attention import group_heads, last_window_scores
 from tokenry.core.precision import outside_autocast
@@ -96,25 +98,28 @@ def fork_cache(model: nn.Module, observed: Cache, policy: CachePolicy) -> tuple[
     """The cache that `policy` would have made of the prompt behind `observed`, which stays as it is.
 
     `observed` must have been filled inside ``compress_cache(model, Observe())`` with ``session.hold()`` around the prompt, and
-    not continued. Saves one prefill per method when several are compared on the same prompt.
+    not continued. Saves one prefill per method when several are compared on the same prompt. Sliding-window layers are copied
+    as they are; no method touches them.
     """
     fork = DynamicCache()
-    layers: dict[int, TrackedLayer] = {}
     for i, layer in enumerate(observed.layers):
+        if type(layer) is DynamicSlidingWindowLayer:
+            fork.layers.append(copy(layer))  # shares its tensors, which an update replaces
+            continue
         if not isinstance(layer, TrackedLayer) or layer.planned or not isinstance(layer.policy, Observe):
             raise ValueError(
                 f"observed must be an unfinished cache made under Observe, got a {type(layer).__name__} in layer {i}"
             )
-        layers[i] = _copy(layer, policy)
-    fork.layers.extend(layers.values())
-    return fork, settle(layers, policy, len(layers))
+        fork.layers.append(_copy(layer, policy))
+    layers = {i: layer for i, layer in enumerate(fork.layers) if isinstance(layer, TrackedLayer)}
+    return fork, settle(layers, policy, len(fork.layers))
 
 
 def _copy(layer: TrackedLayer, policy: CachePolicy) -> TrackedLayer:
-    copy = TrackedLayer(policy)
+    fork = TrackedLayer(policy)
     keys, values = layer.stored
-    copy.lazy_initialization(keys, values)
-    copy.keys, copy.values = keys, values  # shared: updates and evictions make new tensors
-    copy.fed, copy.real, copy.padding, copy.tail, copy.rule = layer.fed, layer.real, layer.padding, layer.tail, layer.rule
-    copy.scores = layer.scores if policy.signal.kind == "exact" else None
-    return copy
+    fork.lazy_initialization(keys, values)
+    fork.keys, fork.values = keys, values  # shared: updates and evictions make new tensors
+    fork.fed, fork.real, fork.padding, fork.tail, fork.rule = layer.fed, layer.real, layer.padding, layer.tail, layer.rule
+    fork.scores = layer.scores if policy.signal.kind == "exact" else None
+    return fork

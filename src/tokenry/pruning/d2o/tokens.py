@@ -11,7 +11,7 @@ from tokenry.core.checks import check_choice, check_device, check_finite, check_
 from tokenry.core.precision import outside_autocast
 from tokenry.core.similarity import unit_rows
 from tokenry.hosts.cache import Budget, Slots
-from tokenry.pruning.kv_method import choose_slots, take_slots
+from tokenry.pruning.kv_method import choose_slots, slot_rows, take_slots
 
 Merge = Literal["weighted", "scatter_mean"]
 MERGES: tuple[Merge, ...] = ("weighted", "scatter_mean")
@@ -98,21 +98,24 @@ def evict_and_merge(
     index = choose_slots(slots.scores, budget.heavy, budget.recent, sinks=sinks, real=slots.real)
     kept = take_slots(slots, index, uniform=budget.uniform)
     dropped, valid = _dropped(index, slots, budget.uniform)
-    keys, values = (x.gather(2, dropped.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])) for x in (slots.keys, slots.values))
+    keys, values = slot_rows(slots.keys, dropped), slot_rows(slots.values, dropped)
     match, target = _match(keys, kept.keys, kept.real)
     shared = match.mean(dim=1)  # one decision per slot for all heads
     tau = _update(tau, shared, valid, weights)
     accept = shared >= tau[:, None] - _TIE
     accept = accept if valid is None else accept & valid
-    blend = _weighted if merge == "weighted" else _scatter_mean
-    gain = torch.where(accept[:, None], match, float("nan"))
-    kept.keys, kept.values = blend(kept.keys, keys, target, gain), blend(kept.values, values, target, gain)
+    own, weight, mass = _weights(merge, match, accept[:, None])
+    kept.keys, kept.values = (
+        _blend(mine, gone, target, weight, mass, own) for mine, gone in ((kept.keys, keys), (kept.values, values))
+    )
     return kept, index, tau
 
 
 def _dropped(index: Tensor, slots: Slots, uniform: bool) -> tuple[Tensor, Tensor | None]:
     """Dropped real slots [B,H,E] ascending, and which of them count [B,E] (None = all; shorter rows are filled in front)."""
     batch, heads, total, _ = slots.keys.shape
+    if slots.real is None and uniform and index.shape[-1] == total - 1:  # as in every decode step: no sort needed
+        return total * (total - 1) // 2 - index.sum(dim=-1, keepdim=True), None
     gone = torch.ones(batch, heads, total + 1, dtype=torch.bool, device=index.device)
     gone.scatter_(2, torch.where(index < 0, total, index), False)
     gone = gone[..., :total] if slots.real is None else gone[..., :total] & slots.real[:, None]
@@ -126,11 +129,16 @@ def _dropped(index: Tensor, slots: Slots, uniform: bool) -> tuple[Tensor, Tensor
 
 def _match(dropped: Tensor, kept: Tensor, alive: Tensor | None) -> tuple[Tensor, Tensor]:
     """Best cosine match of every dropped key among the kept ones (eq. 9): values and indices [B,H,E], lowest index on ties."""
-    columns = unit_rows(kept).transpose(-1, -2)
+    few = dropped.shape[2] < kept.shape[3]  # then it is less work to divide the products than the kept keys
+    rows = unit_rows(dropped)
+    columns = (kept.to(rows.dtype) if few else unit_rows(kept)).transpose(-1, -2)
+    norms = torch.linalg.vector_norm(columns, dim=-2, keepdim=True) + 1e-8 if few else None
     best: list[Tensor] = []
     where: list[Tensor] = []
-    for block in dropped.split(_MATCH_CHUNK, dim=2):
-        cosine = unit_rows(block) @ columns
+    for block in rows.split(_MATCH_CHUNK, dim=2):
+        cosine = block @ columns
+        if norms is not None:
+            cosine /= norms
         if alive is not None:
             cosine.masked_fill_(~alive[:, None, None, :], float("-inf"))
         top = cosine.max(dim=-1)
@@ -152,19 +160,25 @@ def _update(tau: Tensor | None, shared: Tensor, valid: Tensor | None, weights: t
     return after if seen is None else torch.where(seen, after, tau)
 
 
-def _weighted(kept: Tensor, dropped: Tensor, target: Tensor, gain: Tensor) -> Tensor:
-    """Eqs. 11-12: convex combination with weights e (itself) and exp(u); `gain` [B,H,E] is u, or NaN where not accepted."""
-    return _blend(kept, dropped, target, gain.exp(), gain.exp(), float(torch.e))
+def _weights(merge: Merge, match: Tensor, accept: Tensor) -> tuple[float, Tensor, Tensor]:
+    """(own weight, weights, masses [B,H,E]) of what is merged, 0 where not accepted.
 
-
-def _scatter_mean(kept: Tensor, dropped: Tensor, target: Tensor, gain: Tensor) -> Tensor:
-    """Released rule: ``(x_j + sum u_ij x_i) / (1 + n_j)``; its weights sum to less than 1."""
-    return _blend(kept, dropped, target, gain, torch.ones_like(gain).masked_fill(gain.isnan(), float("nan")), 1.0)
+    Eqs. 11-12 are a convex combination: e for the slot itself, exp(u) for the others. The released rule adds ``u_ij x_i`` and
+    divides by ``1 + n_j``; its weights sum to less than 1.
+    """
+    if merge == "weighted":
+        weight = torch.where(accept, match.exp(), 0.0)
+        return float(torch.e), weight, weight
+    return 1.0, torch.where(accept, match, 0.0), accept.expand_as(match).float()
 
 
 def _blend(kept: Tensor, dropped: Tensor, target: Tensor, weight: Tensor, mass: Tensor, own: float) -> Tensor:
     """``(own * x_j + sum weight_i x_i) / (own + sum mass_i)`` in float32; slots that absorb nothing stay bit for bit."""
-    weight, mass = weight.nan_to_num(0.0), mass.nan_to_num(0.0)
+    if target.shape[-1] == 1:  # as in every decode step: one slot of `kept` changes, and `kept` is a copy already
+        own_row = slot_rows(kept, target)
+        mixed = (own * own_row.float() + dropped.float() * weight.unsqueeze(-1)) / (own + mass).unsqueeze(-1)
+        mixed = torch.where(mass.unsqueeze(-1) > 0, mixed.to(kept.dtype), own_row)
+        return kept.scatter_(2, target.unsqueeze(-1).expand_as(mixed), mixed)
     total = torch.zeros(kept.shape[:-1], device=kept.device).scatter_add_(2, target, mass)
     wide = target.unsqueeze(-1).expand(-1, -1, -1, kept.shape[-1])
     added = torch.zeros(kept.shape, device=kept.device).scatter_add_(2, wide, dropped.float() * weight.unsqueeze(-1))

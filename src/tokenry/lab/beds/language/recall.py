@@ -1,10 +1,11 @@
 """Testbed for KV-cache methods: does a language model still continue, and still recall, after its prompt was compressed?
 
-Two tasks from real text, both scored by the log-likelihood of real tokens after a compressed prompt:
+Three tasks from real text, all scored by the log-likelihood of real tokens after a compressed prompt:
 
 - **continuation**: the text that really follows the prompt;
 - **recall**: a passage stands somewhere in the prompt; its first words come again after it, and the model has to give the
-  rest. The cue is unknown when the prompt is compressed, so nothing can be kept just because a question asks for it.
+  rest. The cue is unknown when the prompt is compressed, so nothing can be kept just because a question asks for it;
+- **asked**: the same, with the cue at the end of the prompt, as the question stands in a long-context benchmark.
 
 Hosts: SmolLM2-135M (real weights, needs the asset ``smollm2``), or a byte-level Llama trained here in seconds (no download).
 """
@@ -105,28 +106,42 @@ def continuation_items(host: Host, text: str, *, prompt: int, follow: int, count
     return items
 
 
-def recall_items(
-    host: Host, text: str, *, prompt: int, cue: int, answer: int, count: int, seed: int, margin: float = 0.1
-) -> list[Item]:
-    """Real text with a foreign passage of ``cue + answer`` tokens at a random depth; its cue comes again after the prompt.
+def shared_items(
+    host: Host,
+    text: str,
+    *,
+    prompt: int,
+    follow: int,
+    cue: int,
+    answer: int,
+    count: int,
+    seed: int,
+    margin: float = 0.1,
+) -> list[tuple[Item, Item, Item]]:
+    """(continuation, recall, asked) over one prompt: real text with a foreign passage of ``cue + answer`` tokens in it.
 
-    The passage is taken from another place of `text` and set off by blank lines. `margin` keeps it away from both ends of the
-    prompt (a share of it), so that neither sinks nor a recent window hold it by accident.
+    The continuation is the `follow` tokens that come next in the text; the recall is the passage again, its answer scored;
+    asked is the same with the cue at the end of the prompt, so that a method may keep what the cue looks at.
+
+    The passage is taken from another place of `text` and set off by blank lines. The depths are spread evenly: one item in each
+    of `count` equal parts of the prompt, in order, at a random place of its part, so that chance favours neither a window nor
+    the early slots. `margin` keeps the passage away from both ends of the prompt (a share of it).
     """
     generator = torch.Generator().manual_seed(seed + 1)
     breaks = host.encode("\n\n")
-    needle = cue + answer
-    body = prompt - len(host.start) - needle - 2 * len(breaks)
+    body = prompt - len(host.start) - cue - answer - 2 * len(breaks)
     if body < 8:
-        raise ValueError(f"prompt must leave room for text around the passage, got {prompt} for a passage of {needle} tokens")
-    fillers = _windows(host, text, body, count, seed)
-    needles = _windows(host, text, needle, count, seed + 1000)
+        raise ValueError(f"prompt must leave room for text around the passage, got {prompt} for {cue + answer} tokens of it")
+    fillers = _windows(host, text, body + follow, count, seed)
+    passages = _windows(host, text, cue + answer, count, seed + 1000)
     items = []
-    for filler, passage in zip(fillers, needles, strict=True):
-        depth = margin + (1 - 2 * margin) * float(torch.rand((), generator=generator))
+    for place, (filler, passage) in enumerate(zip(fillers, passages, strict=True)):
+        depth = margin + (1 - 2 * margin) * (place + float(torch.rand((), generator=generator))) / count
         at = int(depth * body)
-        ids = [*host.start, *filler[:at], *breaks, *passage, *breaks, *filler[at:]]
-        items.append(Item(torch.tensor(ids), torch.tensor([*breaks, *passage]), scored_from=len(breaks) + cue))
+        ids = torch.tensor([*host.start, *filler[:at], *breaks, *passage, *breaks, *filler[at:body]])
+        recall = Item(ids, torch.tensor([*breaks, *passage]), scored_from=len(breaks) + cue)
+        asked = Item(torch.cat((ids, recall.follow[: recall.scored_from])), recall.follow[recall.scored_from :])
+        items.append((Item(ids, torch.tensor(filler[body:])), recall, asked))
     return items
 
 
@@ -147,21 +162,34 @@ def _windows(host: Host, text: str, tokens: int, count: int, seed: int) -> list[
 
 
 @torch.no_grad()
-def score_item(host: Host, item: Item, methods: Sequence[CacheMethod]) -> list[Outcome]:
-    """Outcome of every method on one item; the prompt is run once and its cache forked for each method."""
-    model, device = host.model, next(host.model.parameters()).device
-    with compress_cache(model, Observe()) as session, session.hold():
-        out = model(item.prompt[None].to(device), use_cache=True, logits_to_keep=1)
-    observed, first = cache_of(out), out.logits[:, -1:]
-    follow = item.follow[None].to(device)
-    outcomes = []
-    for method in methods:
-        cache, done = fork_cache(model, observed, method)
-        with compress_cache(model, method):
-            rest = model(follow[:, :-1], **as_argument(cache)).logits if follow.shape[1] > 1 else first[:, :0]
-        logits = torch.cat((first, rest), dim=1)[0, item.scored_from :].float()
-        target = follow[0, item.scored_from :]
-        likelihood = -F.cross_entropy(logits, target).item()
-        accuracy = (logits.argmax(-1) == target).float().mean().item()
-        outcomes.append(Outcome(likelihood, accuracy, done.facts["cache_bytes"], done.facts["cache_bytes_full"]))
+def score_items(host: Host, items: Sequence[Item], methods: Sequence[CacheMethod]) -> list[list[Outcome]]:
+    """Outcomes [item][method]; every prompt is the one before it, or goes on from it, and is run once for all methods."""
+    model, device, watch = host.model, next(host.model.parameters()).device, Observe()
+    read, cache, first, outcomes = items[0].prompt[:0], None, torch.empty(0), []
+    for item in items:
+        if not torch.equal(item.prompt[: len(read)], read):
+            raise ValueError("items must share one prompt, or go on from it, got several")
+        if len(fresh := item.prompt[len(read) :]):
+            with compress_cache(model, watch) as session, session.hold():
+                earlier = {} if cache is None else as_argument(cache)
+                out = model(fresh[None].to(device), use_cache=True, logits_to_keep=1, **earlier)
+            read, cache, first = item.prompt, cache_of(out), out.logits[:, -1:]
+        outcomes.append([_outcome(model, item, method, cache, first) for method in methods])
     return outcomes
+
+
+def score_item(host: Host, item: Item, methods: Sequence[CacheMethod]) -> list[Outcome]:
+    """Outcome of every method on one item."""
+    return score_items(host, [item], methods)[0]
+
+
+def _outcome(model: nn.Module, item: Item, method: CacheMethod, observed: Any, first: Tensor) -> Outcome:
+    follow = item.follow[None].to(first.device)
+    cache, done = fork_cache(model, observed, method)
+    with compress_cache(model, method):
+        rest = model(follow[:, :-1], **as_argument(cache)).logits if follow.shape[1] > 1 else first[:, :0]
+    logits = torch.cat((first, rest), dim=1)[0, item.scored_from :].float()
+    target = follow[0, item.scored_from :]
+    likelihood = -F.cross_entropy(logits, target).item()
+    accuracy = (logits.argmax(-1) == target).float().mean().item()
+    return Outcome(likelihood, accuracy, done.facts["cache_bytes"], done.facts["cache_bytes_full"])
