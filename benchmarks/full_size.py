@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
         name, measure = PARTS[part]
         started = time.perf_counter()
         rows = measure(args.device, args.toy, args.repeats)
-        spent = round(time.perf_counter() - started, 1)
+        spent = round(time.perf_counter() - started, 3)
         print(f"{part}: {len(rows)} rows in {spent} s", flush=True)
         if args.out is not None or not args.toy:
             content = {"environment": environment(args.device), "seconds": spent, "rows": rows}

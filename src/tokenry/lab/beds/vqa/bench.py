@@ -112,7 +112,7 @@ def scale_settings(scale: str, model: str) -> dict[str, Any]:
     """Items and batch per scale; at scale paper a model of the paper's tables and a data set that all three papers report."""
     sizes: dict[str, dict[str, Any]] = {
         "smoke": {"items": 32, "batch": 16},
-        "small": {"items": 320, "batch": 32},
+        "small": {"items": 1000, "batch": 32},
         "paper": {"items": 1000, "batch": 8, "model": model, "data": "lmms-lab/POPE", "split": "test"},
     }
     return sizes[scale]
