@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from types import ModuleType
@@ -23,11 +24,24 @@ class UnsupportedModelError(TypeError):
         Without a `reason` it also names the nearest of them, and `guide`, the page that says how to add one.
         """
         name = type(model).__name__
-        hints = [reason] if reason else [f"the nearest that is: {near}" for near in get_close_matches(name, supported, n=1)]
+        hints = [reason] if reason else _nearest(name, supported)
         if guide and not reason:
             hints.append(f"to add it: {guide}")
         detail = f" ({'; '.join(hints)})" if hints else ""
         return cls(f"{name} is not supported{detail}; supported: {', '.join(supported)}")
+
+
+_TASK = re.compile(r"(For[A-Z]\w+|LMHeadModel|Model)$")
+
+
+def _nearest(name: str, supported: Sequence[str]) -> list[str]:
+    """A hint at the supported class of the nearest name (without its task), or at the one around it."""
+    families = {_TASK.sub("", each): each for each in reversed(supported)}
+    family = _TASK.sub("", name)
+    if family in families and name.endswith("Model"):
+        return [f"attach to the {families[family]} around it"]
+    near = [families[each] for each in get_close_matches(family, families, n=1)] or get_close_matches(name, supported, n=1)
+    return [f"the nearest that is: {each}" for each in near]
 
 
 class MissingDependencyError(ImportError):

@@ -185,7 +185,7 @@ def test_what_was_dropped_cannot_be_cropped_back_and_what_was_added_can():
         with pytest.raises(ValueError, match="tokens_to_remove must be at least 0"):
             cache.crop(-1)
     visual = tiny_llava()
-    with TopK(0.25).attach(visual):
+    with TopK(0.25).attach(visual) as trace:
         cache = cache_of(visual(**llava_inputs(), use_cache=True))
         length = cache.get_seq_length()
         token = torch.tensor([[7]])
@@ -193,8 +193,11 @@ def test_what_was_dropped_cannot_be_cropped_back_and_what_was_added_can():
         cache.crop(-1)
         assert cache.get_seq_length() == length
         torch.testing.assert_close(visual(input_ids=token, **as_argument(cache)).logits, once)
-        with pytest.raises(ValueError, match="tokens_to_remove must be at least -1"):
-            cache.crop(-2)
+        first = int((llava_inputs()["input_ids"][0] == visual.config.image_token_id).nonzero()[0])
+        last_dropped = max(set(range(36)) - set(trace.kept[0].indices.tolist()))
+        cache.crop(first + last_dropped - length)  # the new token, and what stands behind the last dropped one
+        with pytest.raises(ValueError, match="tokens_to_remove must be at least 0"):
+            cache.crop(-1)
 
 
 @torch.no_grad()
@@ -264,3 +267,130 @@ def test_a_decoder_attached_alone_joins_the_pruner_of_the_whole_model():
 def test_wrappers_that_hide_two_models_are_refused():
     with pytest.raises(UnsupportedModelError, match="2 decoders"), H2O(0.3).attach(nn.ModuleList([llama(), llama()])):
         pass
+
+
+@torch.no_grad()
+def test_rows_with_different_numbers_of_new_pictures_are_the_rows_alone():
+    """Padding then stands between real slots; windows and votes must not count it."""
+    model, two = tiny_llava(), llava_inputs((2, 2))
+    ids, pixels, place = two["input_ids"], two["pixel_values"], model.config.image_token_id
+    start = int((ids[0] == place).nonzero()[35]) + 1  # the first turn ends with the first of two pictures
+    first = {"input_ids": ids[:, :start], "attention_mask": two["attention_mask"][:, :start], "pixel_values": pixels[[0, 2]]}
+    rest = ids[:, start:].clone()
+    mask = torch.ones_like(rest)
+    rest[0] = rest[0].masked_fill(rest[0] == place, 7)  # the second row alone brings another picture
+    for method in (SnapKV(20, window=6), StreamingLLM(20), D2O(20, skip_layers=()), H2O(20)):
+        with DivPrune(0.25).attach(model), method.attach(model):
+            cache = cache_of(model(**first, use_cache=True))
+            full = torch.cat([first["attention_mask"], mask], dim=1)
+            later = model(input_ids=rest, attention_mask=full, pixel_values=pixels[3:], **as_argument(cache))
+            again = model(input_ids=torch.tensor([[9], [9]]), **as_argument(cache_of(later))).logits
+            for row in (0, 1):
+                own = cache_of(
+                    model(input_ids=first["input_ids"][row][None], pixel_values=pixels[2 * row][None], use_cache=True)
+                )
+                given = {"pixel_values": pixels[3:]} if row else {}
+                out = model(input_ids=rest[row][None], **given, **as_argument(own))
+                alone = model(input_ids=torch.tensor([[9]]), **as_argument(cache_of(out))).logits
+                torch.testing.assert_close(again[row], alone[0], atol=1e-4, rtol=1e-4, msg=f"{method} row {row}")
+
+
+def test_a_cache_method_on_the_part_that_does_not_generate_refuses_chunks():
+    model = llama()
+    with H2O(0.3).attach(model.model):
+        with pytest.raises(ValueError, match=r"prefill_chunk_size must be None while H2O .* got 16.*whole model"):
+            model.generate(prompt(), prefill_chunk_size=16, max_new_tokens=2)
+        assert model.generate(prompt(), max_new_tokens=2).shape == (1, 50)
+
+
+def test_one_decoder_has_one_cache_method_however_it_is_reached():
+    model = llama()
+    with H2O(0.3).attach(model), pytest.raises(RuntimeError, match="H2O is already attached"):
+        with StreamingLLM(0.3).attach(model.model):
+            pass
+    with StreamingLLM(0.3).attach(model.model), pytest.raises(RuntimeError, match="StreamingLLM is already attached"):
+        with H2O(0.3).attach(model):
+            pass
+    with H2O(0.3).attach(model):
+        pass
+
+
+@torch.no_grad()
+def test_parts_that_are_wrapped_are_found_inside_their_wrappers():
+    inputs, wanted = llava_inputs(), {}
+    for part in ("", "vision_tower", "language_model", "multi_modal_projector"):
+        for pruner in (IDPruner(0.25), FastV(0.25)):
+            model = tiny_llava()
+            if part:
+                setattr(model.model, part, torch.compile(getattr(model.model, part), backend="eager"))
+            with pruner.attach(model):
+                logits = model(**inputs).logits
+            name = type(pruner).__name__
+            torch.testing.assert_close(logits, wanted.setdefault(name, logits), atol=1e-5, rtol=1e-5, msg=f"{name} {part}")
+    model = llama()
+    with H2O(10).attach(model):
+        first = model(prompt(), use_cache=True).logits
+    model.model = torch.compile(model.model, backend="eager")
+    with H2O(10).attach(model):
+        out = model(prompt(), use_cache=True)
+    assert cache_of(out).layers[0].keys.shape[-2] == 10
+    torch.testing.assert_close(out.logits, first)
+
+
+def test_parts_inside_peft_are_found():
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"])
+    visual, inputs = tiny_llava(), llava_inputs()
+    with FastV(0.25).attach(visual):
+        wanted = visual.generate(**inputs, max_new_tokens=3, do_sample=False)
+    visual.model.language_model = peft.get_peft_model(visual.model.language_model, lora)
+    with FastV(0.25).attach(visual) as trace:
+        assert torch.equal(visual.generate(**inputs, max_new_tokens=3, do_sample=False), wanted)
+    assert trace.kept
+    model = llama()
+    model.model = peft.get_peft_model(model.model, lora)
+    with H2O(10).attach(model) as trace:
+        model.generate(prompt(), max_new_tokens=2)
+    assert trace.kept
+
+
+def test_what_cannot_work_is_refused_by_what_the_caller_gave():
+    visual, inputs = tiny_llava().train(), llava_inputs()
+    visual.gradient_checkpointing_enable()
+    with FastV(0.25).attach(visual), pytest.raises(ValueError, match="gradient checkpointing must be off while FastV"):
+        visual(**inputs)
+    visual.eval()
+    with pytest.raises(ValueError, match=r"video_budget must be one of 'method', got 'frame'"):
+        with FastV(0.25).attach(visual, video_budget="frame"):
+            pass
+    with IDPruner(0.25).attach(visual):
+        alone = visual.model.language_model
+        cache = cache_of(visual(**inputs, use_cache=True))
+        assert alone(input_ids=prompt(4) % 60).last_hidden_state.shape[1] == 4
+        with pytest.raises(ValueError, match="was shortened by IDPruner; continue with the whole model"):
+            alone(input_ids=prompt(1) % 60, **as_argument(cache))
+    model = llama()
+    with H2O(0.3).attach(model):
+        with pytest.raises(ValueError, match="num_beams must be 1 while H2O"):
+            model.generate(prompt(), num_beams=2, max_new_tokens=2)
+        with pytest.raises(ValueError, match="prompt_lookup_num_tokens must be None while H2O"):
+            model.generate(prompt(), prompt_lookup_num_tokens=2, max_new_tokens=2)
+        model.train()
+        model.gradient_checkpointing_enable()
+        with pytest.raises(ValueError, match="got gradient checkpointing, which switches it off"):
+            model(prompt(), use_cache=True)
+    with pytest.raises(UnsupportedModelError, match="Gemma3ForCausalLM has nothing to compress: every layer uses sliding"):
+        with H2O(0.3).attach(tiny("gemma3", layer_types=["sliding_attention"] * 2)):
+            pass
+
+
+def test_a_family_that_is_not_right_is_said_before_anything_runs():
+    from tokenry.hosts.vlm import VLMFamily
+    from tokenry.hosts.vlm.families import part
+
+    with pytest.raises(ValueError, match="entries must be one of"):
+        VLMFamily(entries="foo")
+    with pytest.raises(TypeError, match="reader must be a function, got None"):
+        VLMFamily(reader=None)
+    with pytest.raises(UnsupportedModelError, match=r"LlavaModel has no submodule 'vit'.*it has vision_tower"):
+        part(tiny_llava().model, "vit")

@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 import torch._dynamo  # transformers imports it too
 from torch import nn
+from transformers import PreTrainedModel
 
 from tokenry.errors import NotInForceWarning
 from tokenry.hosts.release import release, warn_if_newer
@@ -95,9 +97,12 @@ class Hooks:
             self._undos = [action() for action in self._actions]
 
     def copies_are_plain(self) -> None:
-        """Let ``copy.deepcopy(model)`` and ``torch.save(model)`` give the model without this attachment."""
-        model = self._model
+        """Let ``copy.deepcopy`` and ``torch.save`` of the model, or of a model inside it, give it without this attachment."""
+        for part in self._model.modules():
+            if part is self._model or isinstance(part, PreTrainedModel):
+                self._copies_plain(part)
 
+    def _copies_plain(self, model: nn.Module) -> None:
         def copied(memo: dict[int, Any]) -> nn.Module:
             with self.paused():
                 return deepcopy(model, memo)
@@ -138,7 +143,7 @@ def forget_compiled() -> None:
 
 
 @contextmanager
-def attached(model: nn.Module, owner: str, *, kind: str = "tokens") -> Iterator[Hooks]:
+def attached(model: nn.Module, owner: str, *, kind: str = "tokens", core: nn.Module | None = None) -> Iterator[Hooks]:
     """Give a `Hooks` for `model` and restore everything on exit, also after an exception.
 
     Warns `UntestedReleaseWarning` once on a transformers newer than the tested ones, and
@@ -148,11 +153,13 @@ def attached(model: nn.Module, owner: str, *, kind: str = "tokens") -> Iterator[
         model: the model itself, not a wrapper (see `unwrapped`).
         owner: name used in messages.
         kind: what is attached; two attachments of different kinds live on one model.
+        core: the part of `model` that is worked on, which another attachment may reach through another model.
 
     Raises:
-        RuntimeError: `model` already has an attachment of this kind (two would prune what the other one has pruned).
+        RuntimeError: `model`, or `core`, has an attachment of this kind already (two would prune what the other has pruned).
     """
-    earlier = vars(model).get(_OWNERS, {}).get(kind)
+    held = [model] if core is None or core is model else [model, core]
+    earlier = next((vars(m)[_OWNERS][kind] for m in held if kind in vars(m).get(_OWNERS, {})), None)
     if earlier is not None:
         raise RuntimeError(
             f"{earlier} is already attached to this {type(model).__name__}; leave its `with` block before attaching {owner}"
@@ -161,7 +168,8 @@ def attached(model: nn.Module, owner: str, *, kind: str = "tokens") -> Iterator[
     hooks = Hooks(model)
     forget_compiled()
     try:
-        hooks.do(lambda: _owned(model, kind, owner))
+        for module in held:
+            hooks.do(partial(_owned, module, kind, owner))
         hooks.copies_are_plain()
         hooks.watch()
         yield hooks

@@ -52,8 +52,12 @@ Observer = Callable[[Observed], None]
 @dataclass
 class _Watch:
     config: Any
-    implementation: str
     observers: list[Observer]
+
+    @property
+    def implementation(self) -> str:
+        """The implementation now: it may be set to another one at any time."""
+        return str(self.config._attn_implementation)
 
 
 _watched = 0
@@ -68,7 +72,7 @@ def uses_interface(attention: nn.Module) -> bool:
 def implementation_of(attention: nn.Module) -> str:
     """Name of the attention implementation, observed or not: ``sdpa``, ``eager``, ``flash_attention_2`` ..."""
     watch = getattr(attention.config, _NAME, None)
-    return str(attention.config._attn_implementation if watch is None else watch.implementation)  # pyright: ignore
+    return str(attention.config._attn_implementation) if watch is None else watch.implementation  # pyright: ignore
 
 
 def observe(hooks: Hooks, attention: nn.Module, observer: Observer) -> None:
@@ -82,7 +86,7 @@ def _begin(attention: Any, observer: Observer) -> Undo:
     watch: _Watch | None = getattr(attention.config, _NAME, None)
     if watch is None:
         config = attention.config
-        watch = _Watch(config, str(config._attn_implementation), [])
+        watch = _Watch(config, [])
         own = copy(config)  # the model's config stays: masks are made from its implementation
         object.__setattr__(own, "_attn_implementation_internal", _NAME)
         object.__setattr__(own, _NAME, watch)

@@ -65,7 +65,8 @@ def text_model(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModelError: no such module, or several (an encoder-decoder, a pair of models).
     """
-    found = [m for m in model.modules() if _caches(m)]
+    # a wrapper around a part of the model answers with the layers of what it wraps: the innermost one runs them
+    found = list({id(m.layers): m for m in model.modules() if _caches(m)}.values())
     if len(found) != 1:
         reason = f"{len(found)} decoders in one model" if found else ""
         raise UnsupportedModelError.of(model, SUPPORTED, reason=reason, guide=f"{ADD_A_FAMILY}, Decoders")
@@ -124,6 +125,8 @@ def full_attention_indices(model: nn.Module, *, on_sliding: OnSliding = "skip") 
         reason = f"{len(layers) - len(full)} of {len(layers)} layers use sliding-window attention and on_sliding is 'refuse'"
         raise UnsupportedModelError.of(model, SUPPORTED, reason=reason)
     if not full:
-        reason = "every layer uses sliding-window attention, whose cache is bounded already"
-        raise UnsupportedModelError.of(model, SUPPORTED, reason=reason)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has nothing to compress: every layer uses sliding-window attention, whose cache is "
+            f"bounded already (sliding_window={getattr(decoder.config, 'sliding_window', None)}); use no method here"
+        )
     return full

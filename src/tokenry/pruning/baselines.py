@@ -18,7 +18,7 @@ from tokenry.core.similarity import unit_rows
 from tokenry.hosts.vlm import BlockView, DecoderStage, Signals, VisualTokens
 from tokenry.pruning.base import check_tokens
 from tokenry.pruning.importance import SOURCES, Source, resolve_source, signals_for, unit_importance
-from tokenry.pruning.visual import VisualPruner, identity, rank_by
+from tokenry.pruning.visual import VideoBudget, VisualPruner, identity, rank_by
 
 Selector = Literal["top_k", "mmr", "max_min", "max_sum", "product"]
 SELECTORS: tuple[Selector, ...] = ("top_k", *RULES)
@@ -241,6 +241,9 @@ class FastV(VisualPruner):
 
     def _budgets(self, units: Sequence[Any]) -> list[int]:
         return [len(unit) for unit in units]
+
+    def _video_budgets(self) -> tuple[VideoBudget, ...]:
+        return ("method",)  # one decision over all visual tokens of a prompt
 
     def _stage(self, model: nn.Module, run: Any) -> DecoderStage | None:
         return DecoderStage(self.layer - 1, lambda view: self._decide(view, run))

@@ -32,7 +32,7 @@ class CacheMethod(ABC):
         budget: share of the prompt (float in (0, 1]) or number of slots (int >= 1) per layer and sequence.
         skip_layers: layers never compressed; negative numbers count from the last layer.
         on_sliding: ``"skip"`` leaves sliding-window layers alone, ``"refuse"`` raises when there are any.
-        min_slots: a share never leaves a layer fewer slots than this (or than the sequence has tokens).
+        min_slots: a share never leaves a layer fewer slots than this (while the sequence has as many tokens).
 
     A share follows the sequence it is a share of: it is settled after the prompt, stands still while single tokens are decoded,
     and is settled again after every later turn (a call with several tokens).
@@ -102,7 +102,8 @@ class CacheMethod(ABC):
         ]
 
     def _slots_of(self, length: int) -> int:
-        return self.budget if isinstance(self.budget, int) else self.plan(length)
+        # not bounded by the length: a chat that opens with one token would keep one slot for good
+        return self.budget if isinstance(self.budget, int) else max(floor_slots(length * self.budget), self.min_slots)
 
     def warn_if_short(self, length: int) -> None:
         """Say that a share of a sequence this short is no cache to continue from, so that `min_slots` acts."""

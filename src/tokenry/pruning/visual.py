@@ -62,17 +62,27 @@ class VisualPruner(Pruner):
             UnsupportedModelError: another model class, or removal inside a decoder with sliding-window layers.
             RuntimeError: a pruner is attached to this model already.
         """
-        check_choice("video_budget", video_budget, VIDEO_BUDGETS)
+        check_choice("video_budget", video_budget, self._video_budgets())
         model = unwrapped(model)
         run = _Run(self, PruningTrace(), video_budget)
         stage = self._stage(model, run)
         with prune_prompt(
-            model, type(self).__name__, run.choose, signals=self._signals(model), positions=positions, stage=stage
+            model,
+            type(self).__name__,
+            run.choose,
+            signals=self._signals(model),
+            positions=positions,
+            stage=stage,
+            once=not self._batched(),
         ):
             yield run.trace
 
     def _scope(self) -> Scope:
         return "image"
+
+    def _video_budgets(self) -> tuple[VideoBudget, ...]:
+        """What `attach` takes as `video_budget`."""
+        return VIDEO_BUDGETS
 
     def _signals(self, model: nn.Module) -> Signals:
         return Signals()

@@ -102,6 +102,44 @@ def _another_turn(method: CacheMethod) -> None:
 
 
 @torch.no_grad()
+def _turn_in_chunks(method: CacheMethod) -> None:
+    """A later turn is one turn in however many chunks it comes, also where the last one is short."""
+    model, cut = _model(), replace(method, budget=0.3)
+    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    runs, held = [], []
+    for chunks in ({}, {"prefill_chunk_size": 37}, {"prefill_chunk_size": 8}):
+        with cut.attach(model):
+            cache = cache_of(model(_prompts()[:, :10], use_cache=True))
+            runs.append(torch.stack(model.generate(_prompts(), **options, **chunks, **as_argument(cache)).logits))
+            held.append([layer.keys.shape[-2] for layer in cache.layers])
+    for number in (1, 2):
+        if held[number] != held[0]:
+            fail("a turn in chunks", method, f"in one piece the layers hold {held[0]} slots, in chunks {held[number]}")
+    if not torch.allclose(runs[0], runs[1], atol=_NEAR):
+        fail("a turn in chunks", method, "in chunks the turn is read otherwise than in one piece")
+
+
+@torch.no_grad()
+def _switched(method: CacheMethod) -> None:
+    """The attention implementation may be set to another one inside the block."""
+    model, cut = _model(), replace(method, budget=0.3)
+    ids, mask = _prompts(2), torch.ones(2, _LENGTH, dtype=torch.long)
+    ids[0, :9], mask[0, :9] = 0, 0
+    wanted = _ids(cut, model, input_ids=ids, attention_mask=mask)[0]
+    for before, inside in (("eager", "sdpa"), ("sdpa", "eager")):
+        model.set_attn_implementation(before)
+        with cut.attach(model):
+            model.set_attn_implementation(inside)
+            found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False)[:, _LENGTH:]
+        if not torch.equal(found, wanted):
+            fail(
+                "another attention implementation",
+                method,
+                f"set from {before} to {inside} inside the block, it writes otherwise",
+            )
+
+
+@torch.no_grad()
 def _short_first_turn(method: CacheMethod) -> None:
     """A prompt too short to take a share of keeps `min_slots`, with a warning."""
     model = _model()
@@ -110,6 +148,11 @@ def _short_first_turn(method: CacheMethod) -> None:
         held = [layer.keys.shape[-2] for layer in cache_of(model(_prompts()[:, :5], use_cache=True)).layers]
     if min(held) < min(method.min_slots, 5) or not any("min_slots" in str(w.message) for w in heard):
         fail("a short first turn", method, f"5 tokens left {held} slots, warned of {[str(w.message) for w in heard]}")
+    with warnings.catch_warnings(), replace(method, budget=0.3).attach(model):
+        warnings.simplefilter("ignore")
+        cache = cache_of(model.generate(_prompts()[:, :1], max_new_tokens=12, do_sample=False, return_dict_in_generate=True))
+    if min(held := [layer.keys.shape[-2] for layer in cache.layers]) < method.min_slots:
+        fail("a short first turn", method, f"12 tokens behind a prompt of one are left {held} slots")
 
 
 @torch.no_grad()
@@ -181,9 +224,10 @@ def _wrapped(method: CacheMethod) -> None:
 def _copies(method: CacheMethod) -> None:
     model, cut = _model(), replace(method, budget=0.3)
     with cut.attach(model) as trace:
-        twin = copy.deepcopy(model)
-        if cache_of(twin(_prompts(), use_cache=True)).layers[1].keys.shape[-2] != _LENGTH or trace.kept:
-            fail("copies", method, "a deep copy made inside the block is compressed too")
+        for part in (model, model.model):
+            twin = copy.deepcopy(part)
+            if cache_of(twin(_prompts(), use_cache=True)).layers[1].keys.shape[-2] != _LENGTH or trace.kept:
+                fail("copies", method, f"a deep copy of {type(part).__name__} made inside the block is compressed too")
         model(_prompts(), use_cache=True)
     if not trace.kept:
         fail("copies", method, "after a deep copy, the cache is not compressed inside the block")
@@ -195,8 +239,8 @@ def _bad_values(method: CacheMethod) -> None:
 
 
 CACHE_METHOD_CHECKS = (
-    _everything, _smaller, _deterministic, _padding, _another_turn, _short_first_turn, _rows_and_outside, _autocast,
-    _compiled, _wrapped, _copies, _bad_values,
+    _everything, _smaller, _deterministic, _padding, _another_turn, _turn_in_chunks, _switched, _short_first_turn,
+    _rows_and_outside, _autocast, _compiled, _wrapped, _copies, _bad_values,
 )  # fmt: skip
 
 

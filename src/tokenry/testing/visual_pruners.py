@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenry.hosts.release import as_argument, cache_of
 from tokenry.pruning.base import PruningTrace
-from tokenry.pruning.kv_baselines import H2O
+from tokenry.pruning.kv_baselines import H2O, SnapKV, StreamingLLM
 from tokenry.pruning.visual import VisualPruner
 from tokenry.testing.clients import LikePeft, one_way
 from tokenry.testing.verdict import fail
@@ -175,12 +175,50 @@ def _copies(pruner: VisualPruner) -> None:
     model, inputs = tiny_llava(), llava_inputs()
     plain = model(**inputs).logits
     with pruner.attach(model) as trace:
-        twin = copy.deepcopy(model)
-        if _far(twin(**inputs).logits, plain) or trace.kept:
+        if _far(copy.deepcopy(model)(**inputs).logits, plain) or trace.kept:
             fail("copies", pruner, "a deep copy made inside the block is pruned too")
+        hidden = copy.deepcopy(model.model)(**inputs).last_hidden_state
+        if _far(model.lm_head(hidden), plain) or trace.kept:
+            fail("copies", pruner, "a deep copy of the model inside, made inside the block, is pruned too")
         model(**inputs)
     if not trace.kept or _far(model(**inputs).logits, plain):
         fail("copies", pruner, "after a deep copy, the model is not pruned inside the block, or is after it")
+
+
+def _guesses_and_no_cache(pruner: VisualPruner) -> None:
+    """Decoding with guesses, and without a cache, writes what plain decoding writes, or is refused by the argument's name."""
+    model, inputs = tiny_llava(), llava_inputs()
+    ids = torch.cat([inputs["input_ids"], torch.tensor([[7, 8, 9, 7, 8, 9, 7, 8]])], dim=1)
+    inputs = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    options = {**_GREEDY, "max_new_tokens": 8}
+    with pruner.attach(model):
+        wanted = model.generate(**inputs, **options).sequences[0, ids.shape[1] :].tolist()
+    for name, value in (("prompt_lookup_num_tokens", 3), ("use_cache", False)):
+        try:
+            with pruner.attach(model):
+                found = model.generate(**inputs, **options, **{name: value}).sequences[0, ids.shape[1] :].tolist()
+        except ValueError as error:
+            if name not in str(error):
+                fail("guesses and no cache", pruner, f"{name}={value}: the message must name {name}, got: {error}")
+            continue
+        if found != wanted:
+            fail("guesses and no cache", pruner, f"{name}={value} writes {found}, without it {wanted}")
+
+
+def _in_chunks_with_cache_methods(pruner: VisualPruner) -> None:
+    """Beside a KV-cache method a prompt in chunks, some of which keep nothing, is the prompt in one piece."""
+    model, inputs = tiny_llava(), llava_inputs((1,), words=(9,))
+    for cut in (H2O(8), StreamingLLM(8), SnapKV(12, window=3)):
+        runs = []
+        for size in (None, 3, 11):
+            with pruner.attach(model), cut.attach(model):
+                try:
+                    runs.append(torch.stack(model.generate(**inputs, **_GREEDY, prefill_chunk_size=size).logits))
+                except ValueError as error:
+                    if size is None or "prefill_chunk_size" not in str(error):
+                        fail("chunks with a cache method", pruner, f"in chunks of {size} beside {cut}: {error}")
+        if any(_far(run, runs[0]) for run in runs):
+            fail("chunks with a cache method", pruner, f"beside {cut} a prompt in chunks is read otherwise than in one piece")
 
 
 def _with_a_cache_method(pruner: VisualPruner) -> None:
@@ -226,7 +264,7 @@ def _by_hand(pruner: VisualPruner, model: Any, inputs: dict[str, Tensor], cut: H
 
 VISUAL_PRUNER_CHECKS = (
     _identity, _another_turn, _rows_of_a_cache, _padding, _autocast, _compiled, _wrapped, _count_is_a_cap, _copies,
-    _with_a_cache_method,
+    _with_a_cache_method, _guesses_and_no_cache, _in_chunks_with_cache_methods,
 )  # fmt: skip
 
 

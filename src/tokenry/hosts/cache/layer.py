@@ -67,6 +67,10 @@ class _Seen:
         """Tell the layer that the attachment of this kind is there, for the next update."""
         self._armed.add(kind)
 
+    def is_armed(self, kind: str) -> bool:
+        """Whether the attachment of this kind has announced itself for the next update."""
+        return kind in self._armed
+
     def _check_armed(self) -> None:
         missing = [owner for kind, owner in self.needs.items() if kind not in self._armed]
         self._armed.clear()
@@ -176,9 +180,23 @@ class TrackedLayer(_Seen, DynamicLayer):
             padding = (~after).sum(dim=1)
             self.padding = padding if self.padding is None else self.padding + padding
 
-    def lost(self) -> None:
-        """Note that slots were evicted or merged, or tokens taken out: nothing before now can be cropped."""
-        self.croppable = 0
+    def lost(self, *, after: int = 0) -> None:
+        """Note that slots were evicted or merged, or tokens taken out: only the last `after` columns can be cropped."""
+        self.croppable = after
+
+    def move_padding_first(self) -> None:
+        """Move padding between real slots (of rows of which a pruner kept less) to the front of its row.
+
+        Keys carry their positions, so the order of the slots is free; methods may then count the latest ones from the end.
+        """
+        order = None if self.real is None else padding_first(self.real)
+        if order is None:
+            return
+        self.keys, self.values = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in self.stored)
+        self.real = self.real.gather(1, order)  # pyright: ignore[reportOptionalMemberAccess]
+        if self.scores is not None and self.scores.shape[2] == order.shape[1]:  # else of an earlier prompt: made anew
+            self.scores = self.scores.gather(2, order[:, None].expand_as(self.scores))
+        self.lost()
 
     def get_seq_length(self) -> int:
         """Tokens seen, whether still held or not."""
@@ -323,6 +341,13 @@ class TrackedSlidingLayer(_Seen, DynamicSlidingWindowLayer):
         """Rows in the order `beam_idx`."""
         super().reorder_cache(beam_idx)  # pyright: ignore[reportArgumentType]
         self.past = None if self.past is None else self.past.rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+
+def padding_first(real: Tensor) -> Tensor | None:
+    """Order [B,T] in which the padding of `real` [B,T] comes first and all else stays in sequence; None if it is so already."""
+    if not bool((real[:, :-1] & ~real[:, 1:]).any()):
+        return None
+    return real.int().argsort(dim=1, stable=True)
 
 
 def tracked(layer: Any) -> TrackedLayer | TrackedSlidingLayer:

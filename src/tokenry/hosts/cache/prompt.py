@@ -22,6 +22,7 @@ def settle(layers: dict[int, TrackedLayer], policy: CachePolicy, total_layers: i
     """
     first = not next(iter(layers.values())).planned
     for layer in layers.values():
+        layer.move_padding_first()
         _window_scores(layer, policy.signal)
     lengths = [layer.lengths for layer in layers.values()]
     held = [_held(layer) for layer in layers.values()]

@@ -12,6 +12,7 @@ all layers once the prompt is complete, then after every decoded token, and give
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from tokenry.core.attention import column_sums, decode_row
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
 from tokenry.hosts.attention import LogitRule, Observed, implementation_of, observe
-from tokenry.hosts.cache.layer import TrackedLayer
+from tokenry.hosts.cache.layer import TrackedLayer, padding_first
 from tokenry.hosts.cache.masks import MASKED_BACKENDS, slot_mask
 from tokenry.hosts.cache.policy import CachePolicy, Compressed
 from tokenry.hosts.cache.prompt import evict_layer, settle
@@ -34,6 +36,12 @@ from tokenry.hosts.release import CACHE, cache_in, check_takes_cache, release
 from tokenry.hosts.wrappers import unwrapped
 
 _MODES = ("greedy_search", "sample")
+_ARGUMENTS = {
+    **dict.fromkeys(("beam_search", "beam_sample", "group_beam_search", "constrained_beam_search"), "num_beams must be 1"),
+    "assisted_generation": "assistant_model and prompt_lookup_num_tokens must be None",
+    "contrastive_search": "penalty_alpha must be None",
+}
+"""Generation mode -> what the caller has to change."""
 
 
 class _Call(threading.local):
@@ -45,6 +53,7 @@ class _Call(threading.local):
     fresh: Tensor | None = None
     cache: Any = None
     count = 0
+    turn = 0
 
     def __init__(self) -> None:
         self.queries: dict[int, Tensor] = {}
@@ -57,16 +66,27 @@ class CacheSession:
         self.policy, self._name = policy, type(policy).__name__
         self._layers = layers
         self._attentions = attention_modules(model)
-        self._backend = _backend(model, self._attentions[0])
+        self._model = model
+        self._check_backend()
         self._report = report
         self._parameters = list(inspect.signature(text_model(model).forward).parameters)
         self._call = _Call()
+
+    @property
+    def _backend(self) -> str:
+        return implementation_of(self._attentions[0])
+
+    def _check_backend(self) -> None:
+        backend = self._backend
+        if backend not in MASKED_BACKENDS and "flash" not in backend:
+            reason = f"attention implementation {backend!r}; use sdpa, eager or flash"
+            raise UnsupportedModelError.of(self._model, SUPPORTED, reason=reason)
 
     @contextmanager
     def prompt_chunks(self) -> Iterator[None]:
         """Treat all forward calls inside as parts of one prompt: the cache is compressed when the block ends."""
         call = self._call
-        call.hold, call.cache = True, None
+        call.hold, call.cache, call.turn = True, None, 0
         try:
             yield
         finally:
@@ -115,8 +135,8 @@ class CacheSession:
             name = str(getattr(mode, "value", mode))
             if name not in _MODES:
                 raise ValueError(
-                    f"generation mode must be one of {', '.join(_MODES)} while {self._name} is attached, "
-                    f"got {name} (beam search and assisted decoding would have to undo evictions)"
+                    f"{_ARGUMENTS.get(name, 'the generation mode')} while {self._name} is attached, got {name}: only "
+                    f"{' and '.join(_MODES)} go forward alone, without undoing evictions"
                 )
             if config.use_cache is False:
                 raise ValueError(self._needs_cache("use_cache=False"))
@@ -144,7 +164,11 @@ class CacheSession:
             mask = _real_slots(mask.get("full_attention"))
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             kind = f"a {mask.dim()}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"attention_mask must be None or [B,T] while the KV cache is compressed, got {kind}")
+            raise ValueError(
+                f"attention_mask must be None or [B,T] while the KV cache is compressed, got {kind} (masks made before, as by "
+                "generate_batch, are not understood)"
+            )
+        self._check_backend()
         call, asked = self._call, named.get("use_cache")
         call.mask, call.fresh = mask, None
         call.use_cache = bool(module.config.use_cache if asked is None else asked)  # pyright: ignore
@@ -170,6 +194,9 @@ class CacheSession:
         """Check the cache of this call, put tracked layers into a fresh one, and read the mask of the new tokens."""
         call = self._call
         if cache is None:
+            decoder: Any = text_model(self._model)
+            if decoder.training and getattr(decoder, "gradient_checkpointing", False):
+                raise ValueError(self._needs_cache("gradient checkpointing, which switches it off"))
             if call.use_cache:
                 raise UnsupportedModelError(f"{self._name} found no cache in the decoder's layers; this is {release()}")
             raise ValueError(self._needs_cache("a call without a cache"))
@@ -181,6 +208,12 @@ class CacheSession:
             cache.layers[i] = self._tracked(cache.layers[i])
         call.cache = cache
         call.count = hidden.shape[1]
+        call.turn = call.count + (call.turn if call.hold else 0)
+        if call.count > 1 and not call.hold and (size := _chunk_size_outside()) is not None:
+            raise ValueError(
+                f"prefill_chunk_size must be None while {self._name} is attached to a part of the model that generates, got "
+                f"{size}: it would take every chunk for a prompt of its own; attach to the whole model"
+            )
         call.fresh = self._fresh_mask(hidden, cache.layers[self._layers[0]])
         return cache
 
@@ -209,7 +242,8 @@ class CacheSession:
             raise ValueError(f"attention_mask must not mark padding under {self._backend}; use sdpa or eager, or batch size 1")
         started = layer.real[:, -1:] if layer.real is not None else torch.full_like(fresh[:, :1], layer.fed > 0)
         after = torch.cat((started, fresh[:, :-1]), dim=1) & ~fresh
-        if bool(after.any()) and layer.past is None:  # between shortened prompts, padding is this library's own
+        own = layer.past is not None or layer.is_armed("visual")  # a pruner pads rows that keep less than others
+        if bool(after.any()) and not own:
             raise ValueError("attention_mask must be left-padded (zeros, then ones) while the KV cache is compressed")
         return fresh
 
@@ -237,7 +271,8 @@ class CacheSession:
             if cache is None:
                 return
             layer, signal = cache.layers[i], self.policy.signal
-            if layer.planned and (layer.budget is None or not (signal.per_step or self._long_turn())):
+            may_settle = self._call.hold or self._long_turn()
+            if layer.planned and (layer.budget is None or not (signal.per_step or may_settle)):
                 return
             layer.rule = seen.rule
             self._call.queries[i] = seen.query
@@ -256,9 +291,7 @@ class CacheSession:
         if signal.kind in ("exact", "both"):
             _add(layer, column_sums(queries, layer.stored[0], mask=layer.real, **vars(rule)))
         if signal.kind in ("window", "both"):
-            tail = queries[:, :, -signal.window :]
-            joined = tail if layer.tail is None else torch.cat((layer.tail, tail), dim=2)
-            layer.tail = joined[:, :, -signal.window :].clone()
+            layer.tail = _latest_queries(layer, queries)[:, :, -signal.window :].clone()
 
     def _after_layer(self, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -286,12 +319,14 @@ class CacheSession:
             for layer in layers.values():
                 if layer.budget is not None and layer.held >= layer.budget.slots + self.policy.evict_every:
                     evict_layer(layer, self.policy)
+        for layer in layers.values():
+            layer.tail = None
         self._bind(layers)
         call.cache = None  # the cache is the caller's: do not keep it alive
 
     def _long_turn(self) -> bool:
-        """Whether this call brings a turn whose share of the sequence counts, not a step of decoding."""
-        return self._call.count > (1 if self.policy.while_decoding else self.policy.signal.window)
+        """Whether the turn, in as many calls as it came, is one whose share of the sequence counts, not a step of decoding."""
+        return self._call.turn > (1 if self.policy.while_decoding else self.policy.signal.window)
 
     def _bind(self, layers: dict[int, TrackedLayer]) -> None:
         """A cache that transformers alone would mask wrongly may not be continued without this attachment."""
@@ -299,6 +334,16 @@ class CacheSession:
         for layer in layers.values():
             if layer.croppable == 0 and not (alike and layer.real is None):
                 layer.need("cache", repr(self.policy))
+
+
+def _chunk_size_outside() -> int | None:
+    """`prefill_chunk_size` of a ``generate`` that is running its prompt around this call; an inner model is not told."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is GenerationMixin._prefill.__code__:
+            return getattr(frame.f_locals.get("generation_config"), "prefill_chunk_size", None)
+        frame = frame.f_back
+    return None
 
 
 def _real_slots(mask: Any) -> Any:
@@ -309,11 +354,25 @@ def _real_slots(mask: Any) -> Any:
     return last if last.dtype == torch.bool else last == 0
 
 
+def _latest_queries(layer: TrackedLayer, queries: Tensor) -> Tensor:
+    """The layer's tail and the new queries [B,H,q,d] behind it, padding between real ones moved to the front of its row."""
+    earlier = 0 if layer.tail is None else layer.tail.shape[2]
+    joined = queries if layer.tail is None else torch.cat((layer.tail, queries), dim=2)
+    if layer.real is None:
+        return joined
+    new = layer.real[:, -queries.shape[2] :]
+    before = (layer.real.sum(dim=1) - new.sum(dim=1)).clamp(max=earlier)  # the tail itself is in this order already
+    real = torch.cat((torch.arange(earlier, device=new.device) >= earlier - before[:, None], new), dim=1)
+    order = padding_first(real)
+    return joined if order is None else joined.gather(2, order[:, None, :, None].expand_as(joined))
+
+
 def _step_scores(queries: Tensor, layer: TrackedLayer, rule: LogitRule) -> Tensor:
     """[B,Hkv,T]: what the newest queries add to every slot, averaged over the query heads of a key head."""
     keys = layer.stored[0]
     if queries.shape[2] == 1:
-        return decode_row(queries, keys, mask=layer.real, **vars(rule)).mean(dim=2)
+        row = decode_row(queries, keys, mask=layer.real, **vars(rule)).mean(dim=2)
+        return row if layer.real is None else row * layer.real[:, None, -1:]  # a padding query gives nothing
     return column_sums(queries, keys, mask=layer.real, reduce="mean", **vars(rule))
 
 
@@ -322,13 +381,6 @@ def _add(layer: TrackedLayer, sums: Tensor) -> None:
     if layer.scores is not None:
         sums[..., : layer.scores.shape[-1]] += layer.scores
     layer.scores = sums
-
-
-def _backend(model: nn.Module, attention: nn.Module) -> str:
-    backend = implementation_of(attention)
-    if backend in MASKED_BACKENDS or "flash" in backend:
-        return backend
-    raise UnsupportedModelError.of(model, SUPPORTED, reason=f"attention implementation {backend!r}; use sdpa, eager or flash")
 
 
 @contextmanager
@@ -352,6 +404,6 @@ def compress_cache(
     model = unwrapped(model)
     layers = full_attention_indices(model, on_sliding=on_sliding)
     session = CacheSession(model, policy, layers, report)
-    with attached(model, owner=type(policy).__name__, kind="cache") as hooks:
+    with attached(model, owner=type(policy).__name__, kind="cache", core=text_model(model)) as hooks:
         session.wire(model, hooks)
         yield session

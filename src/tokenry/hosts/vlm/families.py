@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tokenry.core.checks import check_choice
 from tokenry.errors import ADD_A_FAMILY, UnsupportedModelError
 from tokenry.hosts.vision import describe
 from tokenry.hosts.vlm.projectors import Reader, grouped_patches, mistral3_groups, pooled_patches, single_tokens
@@ -90,6 +91,12 @@ class VLMFamily:
     cls: bool = False
     blocks: bool = False
 
+    def __post_init__(self) -> None:
+        check_choice("entries", self.entries, ("image", "tile", "row"))
+        for name in ("reader", "shapes"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name} must be a function, got {getattr(self, name)!r}")
+
 
 _QWEN: dict[str, Any] = {
     "tower": "visual",
@@ -162,5 +169,15 @@ def has_cls(model: nn.Module) -> bool:
 
 
 def part(inner: Any, name: str) -> Any:
-    """The submodule of that dotted name."""
-    return inner.get_submodule(name)
+    """The submodule of that dotted name, out of what may be wrapped around it.
+
+    Raises:
+        UnsupportedModelError: there is none; the row of this family is not right.
+    """
+    try:
+        return unwrapped(inner.get_submodule(name))
+    except AttributeError:
+        raise UnsupportedModelError(
+            f"{type(inner).__name__} has no submodule {name!r}, which its VLMFamily names; it has "
+            f"{', '.join(found for found, _ in inner.named_children())} ({ADD_A_FAMILY})"
+        ) from None

@@ -8,7 +8,7 @@ between the two, so ``generate`` and ``forward`` are called as without a pruner 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from inspect import signature
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from tokenry.hosts.attach import Hooks, attached
 from tokenry.hosts.cache import ShortenedPast, TrackedLayer, TrackedSlidingLayer, tracked
 from tokenry.hosts.release import CACHE, cache_in, cache_of, check_takes_cache, release
 from tokenry.hosts.vlm.extras import block_masks, kept_rows, shorten_deepstack
-from tokenry.hosts.vlm.families import family_of, language_of
+from tokenry.hosts.vlm.families import family_of, language_of, part
 from tokenry.hosts.vlm.kept_columns import KeptColumns, row_mask, spread_output
 from tokenry.hosts.vlm.request import Chooser, ChunkedChoice, Request, VisualTokens
 from tokenry.hosts.vlm.signals import KINDS, Kind, SignalCapture, Signals
@@ -42,6 +42,7 @@ def prune_prompt(
     signals: Signals | None = None,
     positions: Positions = "reindex",
     stage: DecoderStage | None = None,
+    once: bool = False,
 ) -> Iterator[None]:
     """Shorten every prompt with images or videos to the tokens that `choose` keeps, until the block ends.
 
@@ -53,6 +54,7 @@ def prune_prompt(
         positions: for models with 1-D positions, ``"reindex"`` counts the kept tokens 0, 1, ... and ``"gather"`` keeps their
             original positions. Models with 3-D positions (Qwen) always keep them.
         stage: removal of visual tokens inside the decoder.
+        once: `choose` would choose otherwise for the same images again, so ``generate(use_cache=False)`` is refused.
 
     Raises:
         UnsupportedModelError: another model class; the message names the nearest supported one, lists all, and links the page
@@ -63,7 +65,7 @@ def prune_prompt(
     model = unwrapped(model)
     check_takes_cache(language_of(model))
     with attached(model, owner, kind="visual") as hooks:
-        _PromptPruner(model, hooks, owner, choose, signals or Signals(), positions, stage)
+        _PromptPruner(model, hooks, owner, choose, signals or Signals(), positions, stage, once)
         yield
 
 
@@ -79,10 +81,12 @@ class _PromptPruner:
         signals: Signals,
         positions: Positions,
         stage: DecoderStage | None,
+        once: bool,
     ) -> None:
         self.model, self.inner, self.family = model, model.model, family_of(model)
         self.language = language_of(model)
-        self.owner, self.choose, self.positions = owner, choose, positions
+        part(self.inner, self.family.tower)  # a wrong name is said now, also where nothing reads the tower
+        self.owner, self.choose, self.positions, self.once = owner, choose, positions, once
         self.request = Request()
         self.signals = SignalCapture(hooks, model, signals)
         self.stage = None if stage is None else StageHooks(hooks, self.language, stage)
@@ -104,10 +108,15 @@ class _PromptPruner:
 
     def _checking(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def validate(mode: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.stage is not None and config.use_cache is False:
+            if config.use_cache is False and (self.once or self.stage is not None):
                 raise ValueError(
                     f"use_cache must be True while {self.owner} is attached, got False: it decides once, in the prompt, and "
                     "without a cache every step would be a prompt"
+                )
+            if self.stage is not None and getattr(mode, "value", mode) == "assisted_generation":
+                raise ValueError(
+                    f"assistant_model and prompt_lookup_num_tokens must be None while {self.owner} is attached: it decides by "
+                    "the last token of the prompt, which would be a guessed one"
                 )
             return original(mode, config, *args, **kwargs)
 
@@ -149,7 +158,9 @@ class _PromptPruner:
             self.signals.clear()
             request.encoding = True
             try:
-                output = encode(*args, **kwargs)
+                # compiled parts share code between blocks, whatever hooks one of them has
+                with nullcontext() if self.signals.idle else torch.compiler.set_stance("force_eager"):
+                    output = encode(*args, **kwargs)
             finally:
                 request.encoding = False
             entries = list(output.pooler_output)
@@ -171,15 +182,22 @@ class _PromptPruner:
 
     def _before_language(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         cache, request = cache_in(kwargs), self.request
-        if getattr(cache, "is_compileable", False):
-            raise ValueError(f"{CACHE}: a static cache cannot hold a shortened prompt; use the default dynamic cache")
+        if getattr(cache, "is_compileable", False) or getattr(cache, "offloading", False):
+            kind = "static" if getattr(cache, "is_compileable", False) else "offloaded"
+            raise ValueError(f"{CACHE}: a {kind} cache cannot hold a shortened prompt; use the default dynamic cache")
         layers: list[Any] = [] if cache is None else cache.layers
         for layer in layers:
             if isinstance(layer, (TrackedLayer, TrackedSlidingLayer)):
                 layer.arm("visual")
         past: ShortenedPast | None = getattr(layers[0], "past", None) if layers else None
         request.seen = 0 if cache is None or not layers else cache.get_seq_length()
-        embeds: Tensor = kwargs["inputs_embeds"]
+        embeds: Tensor | None = kwargs.get("inputs_embeds")
+        if embeds is None:  # the language model was called by itself, with ids
+            if past is None:
+                return None
+            raise ValueError(
+                f"{CACHE} was shortened by {self.owner}; continue with the whole model, not its language model alone"
+            )
         request.columns = embeds.shape[1]
         if past is not None and len(past.dropped) != len(embeds):
             raise ValueError(f"the batch has {len(embeds)} rows, the pruned prompt in its cache has {len(past.dropped)}")
@@ -195,8 +213,14 @@ class _PromptPruner:
                 f"pixel_values: new images cannot join a cache that already holds a prompt while {self.owner} is attached, "
                 "which decides from the whole prompt; start a new one"
             )
+        if self.stage is not None and self.language.training and getattr(self.language, "gradient_checkpointing", False):
+            raise ValueError(
+                f"gradient checkpointing must be off while {self.owner} is attached, which drops tokens between blocks that "
+                "would be run again; call gradient_checkpointing_disable()"
+            )
         keep, visual = self._chosen(embeds)
         real = self._new_tokens(kwargs)
+        request.behind = _behind_the_last_dropped(keep & real)
         layout = KeptColumns.of(real, keep)
         if layout.width == real.shape[1] and bool(keep.all()):
             if self.stage is not None:
@@ -327,7 +351,7 @@ class _PromptPruner:
                 if layer.policy is None:
                     layer.append_real(None if bool(fresh.all()) else fresh, len(fresh), fresh.shape[1])
                 if dropped_now:
-                    layer.lost()
+                    layer.lost(after=request.behind if stage is None and layer.policy is None else 0)
             if self._only_here(after, kwargs, stage):
                 layer.need("visual", self.owner)
 
@@ -341,6 +365,12 @@ class _PromptPruner:
         given = kwargs.get("position_ids")
         shifted = self.positions == "reindex" and (given is None or given.dim() == 2) and bool(after.dropped.any())
         return shifted or stage is not None or not bool(after.real.all())
+
+
+def _behind_the_last_dropped(keep: Tensor) -> int:
+    """Columns after the last one that some row of `keep` [B,S] loses: they can be taken back."""
+    columns = torch.arange(1, keep.shape[1] + 1, device=keep.device)
+    return keep.shape[1] - int(columns.where(~keep.all(dim=0), 0).max())
 
 
 def _encoded_before(arguments: dict[str, Any]) -> dict[Kind, Sequence[Tensor]]:

@@ -72,6 +72,11 @@ class SignalCapture:
             pack = self.inner.pack_image_features
             hooks.patch(self.inner, "pack_image_features", lambda *a, **k: self._at_packing(pack, *a, **k))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is read while the encoder runs."""
+        return not self.wanted.cls_attention and not self.wanted.projector
+
     def clear(self) -> None:
         """Forget the last forward."""
         self.own.values, self.own.packed = {}, None

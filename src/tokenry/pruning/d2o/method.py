@@ -144,8 +144,7 @@ class D2O(CacheMethod):
             return self.split(self.budget, length)
         heavy = floor_slots(length * ratio * self.heavy_share)
         recent = floor_slots(length * ratio * (1.0 - self.heavy_share))
-        least = min(self.min_slots, length)
-        return (heavy, recent) if heavy + recent >= least else self.split(least, length)
+        return (heavy, recent) if heavy + recent >= self.min_slots else self.split(self.min_slots, length)
 
     def evict(self, slots: Slots, budget: Budget, state: dict[str, Any]) -> tuple[Slots, Tensor]:
         """Keep sinks, heavy hitters and recent slots per key head; merge or drop the others."""

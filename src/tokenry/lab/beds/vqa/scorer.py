@@ -1,4 +1,4 @@
-"""IDPruner's learned importance on the testbed: its scorer, trained on canvases that no claim asks about."""
+"""IDPruner's learned importance on the testbed: the scorer in the package, and the pictures and questions it learned from."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tokenry.core.progress import Progress
-from tokenry.core.seeding import seeded
 from tokenry.lab.beds.pictures.canvas import CanvasSpec, make_canvases
 from tokenry.lab.beds.pictures.questions import questions
 from tokenry.lab.beds.pictures.sprites import build_sheet
-from tokenry.lab.beds.vqa.bed import VQAItem, VQATestbed
+from tokenry.lab.beds.vqa.bed import WEIGHTS, VQAItem, VQATestbed
 from tokenry.lab.beds.vqa.losses import IGNORED, answer_ids
-from tokenry.pruning.idpruner import ImportanceScorer, ScorerConfig, ScorerTraining, train_scorer
+from tokenry.pruning.idpruner import ImportanceScorer
+
+SCORER = WEIGHTS / "scorer"
 
 
-def learned_scorer(
-    bed: VQATestbed, seed: int, settings: ScorerTraining, *, batch: int = 16, progress: Progress | None = None
-) -> ImportanceScorer:
-    """A scorer trained from scratch on pictures and questions of the training split, the testbed frozen.
-
-    Needs the assets of the training split (`vqa_items`).
-    """
-    with seeded(seed):
-        scorer = ImportanceScorer(ScorerConfig(bed.model.config.text_config.hidden_size))
-    train_scorer(bed.model, scorer, training_batches(bed, seed, batch), settings, progress=progress)
-    return scorer
+def load_scorer() -> ImportanceScorer:
+    """The scorer that `tools/train_scorer.py` trained for the packaged testbed, without any network."""
+    return ImportanceScorer.from_pretrained(SCORER).eval()
 
 
 def training_batches(bed: VQATestbed, seed: int, batch: int) -> Iterator[dict[str, Tensor]]:
-    """Endless batches with ``labels``: a new picture and a question in each row, the answer behind it."""
+    """Endless batches with ``labels``: in each row a new picture of the training split and a question, the answer behind it.
+
+    Needs the assets of that split (`vqa_items`).
+    """
     sheet, spec = build_sheet(train=True), CanvasSpec()
     generator, rng = torch.Generator().manual_seed(10_000 + seed), random.Random(seed)
     while True:

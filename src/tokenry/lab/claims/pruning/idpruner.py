@@ -2,8 +2,8 @@
 
 Measured here: accuracy of a vision-language model on visual questions at equal budgets, and importance retention with the
 Hopkins statistic of the selections. The importance of all compared arms is the CLS attention of the tower, a training-free
-stand-in for the paper's learned scorer. At scale small the scorer is trained on the testbed too, and stands beside its stand-ins
-in arms of their own, which no contrast reads.
+stand-in for the paper's learned scorer. On the testbed the scorer trained for it (`tools/train_scorer.py`) and other stand-ins
+have arms of their own, which no contrast reads.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from tokenry.core.progress import Progress
-from tokenry.lab.beds.vqa.bench import PackagedSubject, QuestionBench, bench_of, scale_settings
+from tokenry.lab.beds.vqa.bench import bench_of, scale_settings
 from tokenry.lab.evidence.claim import Claim, Competence, Contrast, Measurement, Scale
 from tokenry.pruning import DivPrune, IDPruner, NoPruning, RandomPruner, TopK
-from tokenry.pruning.idpruner import ScorerTraining, hopkins_statistic, importance_retention
+from tokenry.pruning.idpruner import hopkins_statistic, importance_retention
 
 _KEEPS = (0.25, 0.1)
 
@@ -42,22 +42,20 @@ class IDPrunerClaim(Claim):
     competence = Competence("none", 0.9)
 
     def settings(self, scale: Scale) -> dict[str, Any]:
-        """Items, batch and host of a scale; steps of the learned scorer where it is trained."""
-        scorer = {"scorer_steps": 800} if scale == "small" else {}
-        return scale_settings(scale, "Qwen/Qwen2.5-VL-7B-Instruct") | scorer
+        """Items, batch and host of a scale."""
+        return scale_settings(scale, "Qwen/Qwen2.5-VL-7B-Instruct")
 
     def measure(self, scale: Scale, seed: int, device: str, progress: Progress) -> Measurement:
         """Accuracy of every arm on the items of `seed`."""
-        settings = self.settings(scale)
-        bench = bench_of(settings, seed, device)
+        bench = bench_of(self.settings(scale), seed, device)
         arms: dict[str, list[float]] = {}
         facts: dict[str, float | str] = {}
         pruners: dict[str, Any] = {"none": NoPruning()}
         for keep in _KEEPS:
             pruners |= {f"idpruner@{keep}": IDPruner(keep), f"topk@{keep}": TopK(keep)}
             pruners |= {f"divprune@{keep}": DivPrune(keep), f"random@{keep}": RandomPruner(keep, seed=seed)}
-        if "scorer_steps" in settings:
-            pruners |= _other_importance(bench, seed, settings["scorer_steps"], progress)
+        if scale == "small":
+            pruners |= _other_importance(device)
         for number, (name, pruner) in enumerate(pruners.items()):
             arms[name], trace = bench.outcomes(pruner)
             progress(name, (number + 1) / (len(pruners) + 1))
@@ -67,12 +65,11 @@ class IDPrunerClaim(Claim):
         return Measurement(arms, facts)
 
 
-def _other_importance(bench: QuestionBench, seed: int, steps: int, progress: Progress) -> dict[str, Any]:
+def _other_importance(device: str) -> dict[str, Any]:
     """The rule, and top-k, with other importance than CLS attention: the learned scorer's, and the other stand-ins."""
-    from tokenry.lab.beds.vqa.scorer import learned_scorer
+    from tokenry.lab.beds.vqa.scorer import load_scorer
 
-    assert isinstance(bench.subject, PackagedSubject)
-    scorer = learned_scorer(bench.subject.bed, seed, ScorerTraining(steps=steps), progress=progress)
+    scorer = load_scorer().to(device)
     pruners: dict[str, Any] = {}
     for keep in _KEEPS:
         pruners[f"learned@{keep}"] = IDPruner(keep, scorer=scorer)
