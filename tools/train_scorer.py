@@ -31,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     bed, started = load_vqa(options.device), time.monotonic()
+    width = bed.model.config.get_text_config().hidden_size
     settings = ScorerTraining(steps=options.steps, learning_rate=1e-3)
     with seeded(options.seed):
-        scorer = ImportanceScorer(ScorerConfig(bed.model.config.text_config.hidden_size)).to(options.device)
+        scorer = ImportanceScorer(ScorerConfig(int(width))).to(options.device)
 
     def tell(message: str, share: float) -> None:
         if round(share * options.steps) % 50 == 0:

@@ -117,7 +117,7 @@ _ROWS = (
            ("ToDRE",), "LLaVA, Qwen-VL, InternVL, Gemma 3, Mistral 3, SmolVLM", "vlm"),
     System("d2o", "D2O: Dynamic Discriminative Operations for Efficient Long-Context Inference of Large Language Models", "2406.13035",
            "pruning", "Compress the KV cache with per-layer budgets and merge what is evicted into what is kept.",
-           ("D2O",), "Llama, Mistral, Qwen2, Qwen3, Gemma3, Phi-3", "cache"),
+           ("D2O",), "decoders of transformers (22 families tested), also inside vision-language models", "cache"),
     System("glsim", "Global-Local Similarity for Efficient Fine-Grained Image Recognition with Vision Transformers", "2407.12891",
            "pruning", "Find the discriminative patches by their similarity to CLS, crop them, look again.",
            ("GLSim", "GLSimClassifier"), "ViT, DeiT, BEiT, ViTMAE, DINOv2 and v3, CLIP, SigLIP"),

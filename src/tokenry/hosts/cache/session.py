@@ -42,6 +42,7 @@ _ARGUMENTS = {
     "contrastive_search": "penalty_alpha must be None",
 }
 """Generation mode -> what the caller has to change."""
+_PREFILL = GenerationMixin._prefill.__code__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _Call(threading.local):
@@ -340,7 +341,7 @@ def _chunk_size_outside() -> int | None:
     """`prefill_chunk_size` of a ``generate`` that is running its prompt around this call; an inner model is not told."""
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_code is GenerationMixin._prefill.__code__:
+        if frame.f_code is _PREFILL:
             return getattr(frame.f_locals.get("generation_config"), "prefill_chunk_size", None)
         frame = frame.f_back
     return None

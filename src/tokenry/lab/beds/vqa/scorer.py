@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenry.lab.beds.pictures.canvas import CanvasSpec, make_canvases
 from tokenry.lab.beds.pictures.questions import questions
 from tokenry.lab.beds.pictures.sprites import build_sheet
-from tokenry.lab.beds.vqa.bed import WEIGHTS, VQAItem, VQATestbed
+from tokenry.lab.beds.vqa.bed import WEIGHTS, WORDS, VQAItem, VQATestbed
 from tokenry.lab.beds.vqa.losses import IGNORED, answer_ids
 from tokenry.pruning.idpruner import ImportanceScorer
 
@@ -49,7 +49,7 @@ def with_answers(bed: VQATestbed, items: list[VQAItem]) -> dict[str, Tensor]:
     prompt = torch.full_like(inputs["input_ids"], IGNORED)
     return {
         **inputs,
-        "input_ids": torch.cat((inputs["input_ids"], said.where(real, bed.tokenizer.pad_token_id)), dim=1),
+        "input_ids": torch.cat((inputs["input_ids"], said.masked_fill(~real, WORDS["<pad>"])), dim=1),
         "attention_mask": torch.cat((inputs["attention_mask"], real.to(inputs["attention_mask"])), dim=1),
         "labels": torch.cat((prompt, said), dim=1),
     }
