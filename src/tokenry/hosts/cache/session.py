@@ -98,7 +98,7 @@ class CacheSession:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Observe the prompt inside without settling it: for `fork_cache`."""
-        self._call.hold = True
+        self._call.hold, self._call.turn = True, 0
         try:
             yield
         finally:
