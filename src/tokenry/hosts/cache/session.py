@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from tokenry.core.attention import column_sums, decode_row
+from tokenry.core.attention import column_sums
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
-from tokenry.hosts.attention import LogitRule, Observed, implementation_of, observe
-from tokenry.hosts.cache.layer import TrackedLayer, padding_first
+from tokenry.hosts.attention import Observed, implementation_of, observe
+from tokenry.hosts.cache.layer import TrackedLayer
 from tokenry.hosts.cache.masks import MASKED_BACKENDS, slot_mask
 from tokenry.hosts.cache.policy import CachePolicy, Compressed
 from tokenry.hosts.cache.prompt import evict_layer, settle
+from tokenry.hosts.cache.scores import add_scores, latest_queries, step_scores
 from tokenry.hosts.decoder import SUPPORTED, OnSliding, attention_modules, full_attention_indices, text_model
 from tokenry.hosts.release import CACHE, cache_in, check_takes_cache, release
 from tokenry.hosts.wrappers import unwrapped
@@ -287,12 +288,12 @@ class CacheSession:
             return
         signal = self.policy.signal
         if layer.planned and signal.per_step:
-            _add(layer, _step_scores(queries, layer, rule))
+            add_scores(layer, step_scores(queries, layer, rule))
             return
         if signal.kind in ("exact", "both"):
-            _add(layer, column_sums(queries, layer.stored[0], mask=layer.real, **vars(rule)))
+            add_scores(layer, column_sums(queries, layer.stored[0], mask=layer.real, **vars(rule)))
         if signal.kind in ("window", "both"):
-            layer.tail = _latest_queries(layer, queries)[:, :, -signal.window :].clone()
+            layer.tail = latest_queries(layer, queries)[:, :, -signal.window :].clone()
 
     def _after_layer(self, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -353,35 +354,6 @@ def _real_slots(mask: Any) -> Any:
         return mask
     last = mask[:, 0, -1]
     return last if last.dtype == torch.bool else last == 0
-
-
-def _latest_queries(layer: TrackedLayer, queries: Tensor) -> Tensor:
-    """The layer's tail and the new queries [B,H,q,d] behind it, padding between real ones moved to the front of its row."""
-    earlier = 0 if layer.tail is None else layer.tail.shape[2]
-    joined = queries if layer.tail is None else torch.cat((layer.tail, queries), dim=2)
-    if layer.real is None:
-        return joined
-    new = layer.real[:, -queries.shape[2] :]
-    before = (layer.real.sum(dim=1) - new.sum(dim=1)).clamp(max=earlier)  # the tail itself is in this order already
-    real = torch.cat((torch.arange(earlier, device=new.device) >= earlier - before[:, None], new), dim=1)
-    order = padding_first(real)
-    return joined if order is None else joined.gather(2, order[:, None, :, None].expand_as(joined))
-
-
-def _step_scores(queries: Tensor, layer: TrackedLayer, rule: LogitRule) -> Tensor:
-    """[B,Hkv,T]: what the newest queries add to every slot, averaged over the query heads of a key head."""
-    keys = layer.stored[0]
-    if queries.shape[2] == 1:
-        row = decode_row(queries, keys, mask=layer.real, **vars(rule)).mean(dim=2)
-        return row if layer.real is None else row * layer.real[:, None, -1:]  # a padding query gives nothing
-    return column_sums(queries, keys, mask=layer.real, reduce="mean", **vars(rule))
-
-
-def _add(layer: TrackedLayer, sums: Tensor) -> None:
-    """Add `sums` over all slots to the layer's scores over the earlier ones; a new slot enters with its own attention."""
-    if layer.scores is not None:
-        sums[..., : layer.scores.shape[-1]] += layer.scores
-    layer.scores = sums
 
 
 @contextmanager
