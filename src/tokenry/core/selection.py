@@ -157,7 +157,6 @@ def greedy_select(
     check_int("k", k, 1, sizes["N"])
     check_int("per_round", per_round, 1)
     check_range("balance", balance, 0.0, 1.0)
-    check_finite("features", features)
     valid = None if mask is None else _enough(mask, features, k)
     weight = _weight(features, rule, importance, valid)
     state = _Greedy(features, rule, weight, balance, valid, clamp_negative)
@@ -185,7 +184,10 @@ class _Greedy:
     ) -> None:
         self.rows = features if features.dtype == torch.float64 else features.float()
         # Norms are kept beside the rows instead of normalised rows: no second copy of the features.
-        self.inverse = 1.0 / (torch.linalg.vector_norm(self.rows, dim=-1) + _NORM_EPS)
+        norms = torch.linalg.vector_norm(self.rows, dim=-1)
+        if not bool(torch.isfinite(norms).all()):  # one pass over the features less than to look at each number
+            check_finite("features", features)
+        self.inverse = 1.0 / (norms + _NORM_EPS)
         self.rule, self.balance, self.clamp_negative = rule, balance, clamp_negative
         self.weight = weight
         self.reach = torch.full_like(self.inverse, 0.0 if rule == "max_sum" else -2.0)
