@@ -323,10 +323,17 @@ def test_parts_that_are_wrapped_are_found_inside_their_wrappers():
             model = tiny_llava()
             if part:
                 setattr(model.model, part, torch.compile(getattr(model.model, part), backend="eager"))
+            before = getattr(model.model, part) if part else None
             with pruner.attach(model):
                 logits = model(**inputs).logits
+            assert before is None or getattr(model.model, part) is before
             name = type(pruner).__name__
             torch.testing.assert_close(logits, wanted.setdefault(name, logits), atol=1e-5, rtol=1e-5, msg=f"{name} {part}")
+    model = tiny_llava()
+    model.model.vision_tower.compile(backend="eager")
+    with IDPruner(0.25).attach(model):
+        torch.testing.assert_close(model(**inputs).logits, wanted["IDPruner"], atol=1e-5, rtol=1e-5)
+    assert model.model.vision_tower._compiled_call_impl is not None
     model = llama()
     with H2O(10).attach(model):
         first = model(prompt(), use_cache=True).logits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 
@@ -17,6 +19,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
             break
         model = inner
     return model
+
+
+def uncompiled(model: nn.Module, name: str) -> Callable[[], None]:
+    """Let the part of that dotted name run uncompiled, until the returned function is called.
+
+    Blocks inside a compiled part share code, whatever hooks one of them has, so hooks on single blocks would be passed by.
+    """
+    parent, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(parent)._modules
+    wrapped = holder[leaf]
+    plain = wrapped._modules["_orig_mod"] if wrapped is not None and "_orig_mod" in wrapped._modules else wrapped
+    assert plain is not None
+    in_place, plain._compiled_call_impl = plain._compiled_call_impl, None
+    holder[leaf] = plain
+
+    def undo() -> None:
+        plain._compiled_call_impl = in_place
+        holder[leaf] = wrapped
+
+    return undo
 
 
 def _inside(model: nn.Module) -> object:

@@ -8,7 +8,7 @@ between the two, so ``generate`` and ``forward`` are called as without a pruner 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 from typing import Any, Literal
@@ -158,9 +158,7 @@ class _PromptPruner:
             self.signals.clear()
             request.encoding = True
             try:
-                # compiled parts share code between blocks, whatever hooks one of them has
-                with nullcontext() if self.signals.idle else torch.compiler.set_stance("force_eager"):
-                    output = encode(*args, **kwargs)
+                output = encode(*args, **kwargs)
             finally:
                 request.encoding = False
             entries = list(output.pooler_output)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import isqrt
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks
 from tokenry.hosts.vision.signals import ClsAttention, capture_cls_row
 from tokenry.hosts.vlm.families import Shape, family_of, has_cls, part
+from tokenry.hosts.wrappers import uncompiled
 
 ProjectorSignal = Callable[[nn.Module, Tensor], Tensor]
 """(token-wise projector, its input [G,N,d]) -> score [G,N]; G counts images, or crops of images."""
@@ -62,6 +64,9 @@ class SignalCapture:
         self.inner, self.family, self.wanted = model.model, family_of(model), wanted
         self.own = _Own()
         self.row: ClsAttention | None = None
+        if wanted.cls_attention or wanted.projector:
+            for name in (self.family.tower, self.family.projector):
+                hooks.do(partial(uncompiled, self.inner, name))
         if wanted.cls_attention:
             if not has_cls(model):
                 reason = "none of its visual tokens is one patch of a tower with a CLS token"
@@ -71,11 +76,6 @@ class SignalCapture:
         if hasattr(self.inner, "pack_image_features"):
             pack = self.inner.pack_image_features
             hooks.patch(self.inner, "pack_image_features", lambda *a, **k: self._at_packing(pack, *a, **k))
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is read while the encoder runs."""
-        return not self.wanted.cls_attention and not self.wanted.projector
 
     def clear(self) -> None:
         """Forget the last forward."""
