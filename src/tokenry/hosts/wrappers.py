@@ -31,11 +31,14 @@ def uncompiled(model: nn.Module, name: str) -> Callable[[], None]:
     wrapped = holder[leaf]
     plain = wrapped._modules["_orig_mod"] if wrapped is not None and "_orig_mod" in wrapped._modules else wrapped
     assert plain is not None
-    in_place, plain._compiled_call_impl = plain._compiled_call_impl, None
+    in_place = plain._compiled_call_impl
+    if in_place is not None:
+        plain._compiled_call_impl = None
     holder[leaf] = plain
 
     def undo() -> None:
-        plain._compiled_call_impl = in_place
+        if in_place is not None:
+            plain._compiled_call_impl = in_place
         holder[leaf] = wrapped
 
     return undo

@@ -43,7 +43,7 @@ _ARGUMENTS = {
     "contrastive_search": "penalty_alpha must be None",
 }
 """Generation mode -> what the caller has to change."""
-_PREFILL = GenerationMixin._prefill.__code__  # pyright: ignore[reportAttributeAccessIssue]
+_PREFILL = getattr(getattr(GenerationMixin, "_prefill", None), "__code__", None)
 
 
 class _Call(threading.local):
