@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.hosts.by_hand import GREEDY, SCORED, keep_of, logits_by_hand, model_of, seen_by_language, visual_of
+from tests.hosts.by_hand import GREEDY, SCORED, check_chunks, keep_of, logits_by_hand, model_of, seen_by_language, visual_of
 from tokenry.core.attention import attention_rows
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import attached
@@ -277,8 +277,7 @@ def test_beams_samples_chunks_and_no_cache(name):
         one = model.generate(**inputs, **GREEDY, num_beams=1, num_return_sequences=1)
         assert torch.equal(one, cached.sequences)
         if name != "gemma3_vlm":  # there, a chunk that ends inside an image hides the rest of it, without a pruner too
-            chunks = model.generate(**inputs, **SCORED, prefill_chunk_size=7)
-            torch.testing.assert_close(torch.stack(chunks.logits), torch.stack(cached.logits), **CLOSE)
+            check_chunks(model, inputs, cached, 7)
 
 
 @pytest.mark.parametrize("name", VLM_NAMES)
@@ -308,8 +307,7 @@ def test_a_chunk_may_lose_all_of_its_tokens():
     model, inputs = model_of("llava"), vlm_inputs("llava", (("image",),))
     with UniformGrid(1).attach(model):
         whole = model.generate(**inputs, **SCORED)
-        chunks = model.generate(**inputs, **SCORED, prefill_chunk_size=6)
-    torch.testing.assert_close(torch.stack(chunks.logits), torch.stack(whole.logits), **CLOSE)
+        check_chunks(model, inputs, whole, 6)
 
 
 def test_cls_attention_is_used_where_the_tower_has_one_and_norms_elsewhere():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.hosts.by_hand import GREEDY, SCORED, keep_of, logits_by_hand, model_of, seen_by_language, visual_of
+from tests.hosts.by_hand import GREEDY, SCORED, check_chunks, keep_of, logits_by_hand, model_of, seen_by_language, visual_of
 from tokenry.pruning import DivPrune, FastV, IDPruner, NoPruning, ToDRE, UniformGrid, ZOOPrune
 from tokenry.testing import vlm_inputs
 from tokenry.testing.zoo.vlm import VIDEO_NAMES
@@ -131,5 +131,4 @@ def test_a_prompt_run_in_chunks_is_the_prompt_run_at_once(name):
     model, inputs = model_of(name), vlm_inputs(name, (("video", "image"),))
     with DivPrune(0.5).attach(model):
         whole = model.generate(**inputs, **SCORED)
-        chunks = model.generate(**inputs, **SCORED, prefill_chunk_size=7)
-    torch.testing.assert_close(torch.stack(chunks.logits), torch.stack(whole.logits), **CLOSE)
+        check_chunks(model, inputs, whole, 7)

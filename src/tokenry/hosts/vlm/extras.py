@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenry.hosts.release import cache_in
+from tokenry.hosts.release import as_argument, cache_in
 from tokenry.hosts.vlm.kept_columns import KeptColumns
 from tokenry.hosts.vlm.stage import StageHooks
 
@@ -67,5 +67,5 @@ def block_masks(model: Any, given: dict[str, Any], types: Tensor | None, layout:
         attention_mask=mask,
         position_ids=given.get("position_ids"),
         token_type_ids=types,
-        cache=cache_in(given),
+        **as_argument(cache_in(given)),
     )

@@ -21,7 +21,7 @@ from tokenry.core.precision import no_autocast
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
 from tokenry.hosts.cache import ShortenedPast, TrackedLayer, TrackedSlidingLayer, tracked
-from tokenry.hosts.release import CACHE, cache_in, cache_of, check_takes_cache, release
+from tokenry.hosts.release import CACHE, INSTALLED, cache_in, cache_of, check_takes_cache, release
 from tokenry.hosts.vlm.extras import block_masks, kept_rows, shorten_deepstack
 from tokenry.hosts.vlm.families import family_of, language_of, part
 from tokenry.hosts.vlm.kept_columns import KeptColumns, row_mask, spread_output
@@ -126,8 +126,14 @@ class _PromptPruner:
         """Choose for the whole prompt before the first chunk of it runs."""
 
         def prefill(input_ids: Tensor, config: Any, arguments: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            features = _encoded_before(arguments)
-            if getattr(config, "prefill_chunk_size", None) is None or not features:
+            features, size = _encoded_before(arguments), getattr(config, "prefill_chunk_size", None)
+            given = [name for name in ("pixel_values", "pixel_values_videos") if arguments.get(name) is not None]
+            if size is not None and given and not features:
+                raise ValueError(
+                    f"prefill_chunk_size must be None with {given[0]} on transformers {INSTALLED}, got {size}: it runs the "
+                    "chunks without the pictures, also without a pruner"
+                )
+            if size is None or not features:
                 return original(input_ids, config, arguments, *args, **kwargs)
             if self.stage is not None:
                 raise ValueError(
