@@ -11,7 +11,7 @@ from torch import nn
 
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.cache import TrackedLayer
-from tokenry.hosts.release import as_argument, cache_of
+from tokenry.hosts.release import CHUNKS_KEEP_PICTURES, as_argument, cache_of
 from tokenry.pruning import D2O, IDPruner, ToDRE
 from tokenry.pruning.baselines import DivPrune, FastV, TopK, UniformGrid
 from tokenry.pruning.kv_baselines import H2O, SnapKV, StreamingLLM
@@ -58,17 +58,14 @@ def test_a_new_picture_in_a_later_turn_is_pruned_too():
     assert cache_of(later).get_seq_length() == two["input_ids"].shape[1]
 
 
+@pytest.mark.skipif(not CHUNKS_KEEP_PICTURES, reason="this release of transformers loses the pictures, and chunks are refused")
 @torch.no_grad()
 def test_a_prompt_with_a_picture_in_chunks_is_pruned_like_the_whole_prompt():
     for build, make in ((tiny_llava, lambda: llava_inputs((1, 2))), (tiny_qwen, qwen_inputs)):
         model, inputs = build(), make()
         with IDPruner(0.25).attach(model) as trace:
             whole = model.generate(**inputs, **GREEDY, max_new_tokens=4)
-            try:
-                chunks = model.generate(**inputs, **GREEDY, max_new_tokens=4, prefill_chunk_size=7)
-            except ValueError as error:  # older releases of transformers lose the pictures there
-                assert "chunks without the pictures" in str(error)
-                continue
+            chunks = model.generate(**inputs, **GREEDY, max_new_tokens=4, prefill_chunk_size=7)
         torch.testing.assert_close(torch.stack(chunks.logits), torch.stack(whole.logits), atol=1e-4, rtol=1e-4)
         half = len(trace.kept) // 2
         assert [e.indices.tolist() for e in trace.kept[:half]] == [e.indices.tolist() for e in trace.kept[half:]]

@@ -21,7 +21,7 @@ from tokenry.core.precision import no_autocast
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
 from tokenry.hosts.cache import ShortenedPast, TrackedLayer, TrackedSlidingLayer, tracked
-from tokenry.hosts.release import CACHE, INSTALLED, cache_in, cache_of, check_takes_cache, release
+from tokenry.hosts.release import CACHE, CHUNKS_KEEP_PICTURES, cache_in, cache_of, check_takes_cache, release
 from tokenry.hosts.vlm.extras import block_masks, kept_rows, shorten_deepstack
 from tokenry.hosts.vlm.families import family_of, language_of, part
 from tokenry.hosts.vlm.kept_columns import KeptColumns, row_mask, spread_output
@@ -127,11 +127,10 @@ class _PromptPruner:
 
         def prefill(input_ids: Tensor, config: Any, arguments: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             features, size = _encoded_before(arguments), getattr(config, "prefill_chunk_size", None)
-            given = [name for name in ("pixel_values", "pixel_values_videos") if arguments.get(name) is not None]
-            if size is not None and given and not features:
+            if size is not None and features and not CHUNKS_KEEP_PICTURES:
                 raise ValueError(
-                    f"prefill_chunk_size must be None with {given[0]} on transformers {INSTALLED}, got {size}: it runs the "
-                    "chunks without the pictures, also without a pruner"
+                    f"prefill_chunk_size must be None for a prompt with pictures, got {size}: {release()} runs chunks without the "
+                    "pictures, also without a pruner"
                 )
             if size is None or not features:
                 return original(input_ids, config, arguments, *args, **kwargs)
