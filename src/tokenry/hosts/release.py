@@ -26,7 +26,7 @@ NEWEST = "5.24.0"
 """The release that the tests are pinned to."""
 INSTALLED: str = transformers.__version__
 CHUNKS_KEEP_PICTURES: bool = Version(INSTALLED).release >= (5, 24)
-"""Whether ``prefill_chunk_size`` gives the chunks of a prompt their pictures: 5.21 does not, 5.24 does, between was not tried."""
+"""Whether ``prefill_chunk_size`` gives the chunks of a prompt their pictures: 5.21 does not, 5.24 does."""
 
 _NAMES = ("cache", "past_key_values", "cache_params")
 _OUTPUT = {field.name for field in fields(BaseModelOutputWithPast)}

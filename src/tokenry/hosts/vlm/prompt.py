@@ -129,8 +129,8 @@ class _PromptPruner:
             features, size = _encoded_before(arguments), getattr(config, "prefill_chunk_size", None)
             if size is not None and features and not CHUNKS_KEEP_PICTURES:
                 raise ValueError(
-                    f"prefill_chunk_size must be None for a prompt with pictures, got {size}: {release()} runs chunks without the "
-                    "pictures, also without a pruner"
+                    f"prefill_chunk_size must be None for a prompt with pictures, got {size}: {release()} runs "
+                    "chunks without the pictures, also without a pruner"
                 )
             if size is None or not features:
                 return original(input_ids, config, arguments, *args, **kwargs)
