@@ -7,7 +7,7 @@ import torch
 
 from tokenry.hosts.release import CHUNKS_KEEP_PICTURES
 from tokenry.hosts.vlm import language_of
-from tokenry.testing import tiny_vlm
+from tokenry.testing import tiny_vlm, vlm_inputs
 from tokenry.testing.zoo import IMAGE_TOKEN, VIDEO_TOKEN
 
 # A random model may write a placeholder, which would count as an image by hand.
@@ -28,6 +28,19 @@ def check_chunks(model, inputs, whole, size):
         return
     chunks = model.generate(**inputs, **SCORED, prefill_chunk_size=size)
     torch.testing.assert_close(torch.stack(chunks.logits), torch.stack(whole.logits), atol=1e-4, rtol=1e-4)
+
+
+def check_rows_alone(name, pruner, rows):
+    """A row of a left-padded batch keeps the tokens, and has the logits, of the row alone."""
+    model = model_of(name)
+    with pruner.attach(model) as trace:
+        together = model.generate(**vlm_inputs(name, rows), **SCORED)
+    with pruner.attach(model) as alone_trace:
+        alone = [model.generate(**vlm_inputs(name, (row,), first_row=r), **SCORED) for r, row in enumerate(rows)]
+    for step, logits in enumerate(together.logits):
+        torch.testing.assert_close(logits, torch.cat([one.logits[step] for one in alone]), atol=1e-4, rtol=1e-4)
+    before, before_alone = ([e.indices.tolist() for e in t.kept if e.layer is None] for t in (trace, alone_trace))
+    assert before == before_alone
 
 
 def seen_by_language(model, inputs):

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from tests.hosts.by_hand import GREEDY, SCORED, check_chunks, keep_of, logits_by_hand, model_of, seen_by_language, visual_of
+from tests.hosts.by_hand import (
+    GREEDY,
+    SCORED,
+    check_chunks,
+    check_rows_alone,
+    keep_of,
+    logits_by_hand,
+    model_of,
+    seen_by_language,
+    visual_of,
+)
 from tokenry.core.attention import attention_rows
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import attached
@@ -64,15 +74,7 @@ PRUNERS = [IDPruner(0.4), ToDRE(0.4, threshold=0.0), ZOOPrune(0.5, directions=4)
 def test_a_row_of_a_padded_batch_is_the_row_alone(name, pruner):
     if name not in STAGED and pruner in PRUNERS[3:]:
         pytest.skip("refused, see below")
-    model = model_of(name)
-    with pruner.attach(model) as trace:
-        together = model.generate(**vlm_inputs(name, ROWS), **SCORED)
-    with pruner.attach(model) as alone_trace:
-        alone = [model.generate(**vlm_inputs(name, (row,), first_row=r), **SCORED) for r, row in enumerate(ROWS)]
-    for step, logits in enumerate(together.logits):
-        torch.testing.assert_close(logits, torch.cat([one.logits[step] for one in alone]), **CLOSE)
-    before, before_alone = ([e for e in t.kept if e.layer is None] for t in (trace, alone_trace))
-    assert [e.indices.tolist() for e in before] == [e.indices.tolist() for e in before_alone]
+    check_rows_alone(name, pruner, ROWS)
     assert [e.grid for e in before] == [e.grid for e in before_alone]
 
 

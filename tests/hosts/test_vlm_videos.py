@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from tests.hosts.by_hand import GREEDY, SCORED, check_chunks, keep_of, logits_by_hand, model_of, seen_by_language, visual_of
+from tests.hosts.by_hand import (
+    GREEDY,
+    SCORED,
+    check_chunks,
+    check_rows_alone,
+    keep_of,
+    logits_by_hand,
+    model_of,
+    seen_by_language,
+    visual_of,
+)
 from tokenry.pruning import DivPrune, FastV, IDPruner, NoPruning, ToDRE, UniformGrid, ZOOPrune
 from tokenry.testing import vlm_inputs
 from tokenry.testing.zoo.vlm import VIDEO_NAMES
@@ -42,15 +52,7 @@ def test_pruned_logits_are_those_of_the_kept_columns_run_by_hand(name, row):
 )
 @pytest.mark.parametrize("name", VIDEO_NAMES)
 def test_a_row_of_a_padded_batch_is_the_row_alone(name, pruner):
-    model = model_of(name)
-    with pruner.attach(model) as trace:
-        together = model.generate(**vlm_inputs(name, ROWS), **SCORED)
-    with pruner.attach(model) as alone_trace:
-        alone = [model.generate(**vlm_inputs(name, (row,), first_row=r), **SCORED) for r, row in enumerate(ROWS)]
-    for step, logits in enumerate(together.logits):
-        torch.testing.assert_close(logits, torch.cat([one.logits[step] for one in alone]), **CLOSE)
-    before, before_alone = ([e.indices.tolist() for e in t.kept if e.layer is None] for t in (trace, alone_trace))
-    assert before == before_alone
+    check_rows_alone(name, pruner, ROWS)
 
 
 FRAMES = {"onevision": [4, 4, 4], "qwen2_vl": [8] * 3, "qwen2_5_vl": [8] * 3, "qwen3_vl": [8] * 3, "qwen3_vl_moe": [8] * 3}

@@ -12,10 +12,10 @@ from torch import nn
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.cache import TrackedLayer
 from tokenry.hosts.release import CHUNKS_KEEP_PICTURES, as_argument, cache_of
-from tokenry.pruning import D2O, IDPruner, ToDRE
+from tokenry.pruning import D2O, IDPruner, ToDRE, ZOOPrune
 from tokenry.pruning.baselines import DivPrune, FastV, TopK, UniformGrid
 from tokenry.pruning.kv_baselines import H2O, SnapKV, StreamingLLM
-from tokenry.testing import llava_inputs, qwen_inputs, tiny, tiny_llava, tiny_qwen
+from tokenry.testing import llava_inputs, qwen_inputs, tiny, tiny_llava, tiny_qwen, tiny_vlm, vlm_inputs
 
 GREEDY = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True, "eos_token_id": None}
 
@@ -330,6 +330,12 @@ def test_parts_that_are_wrapped_are_found_inside_their_wrappers():
             assert before is None or getattr(model.model, part) is before
             name = type(pruner).__name__
             torch.testing.assert_close(logits, wanted.setdefault(name, logits), atol=1e-5, rtol=1e-5, msg=f"{name} {part}")
+    inner, pixels = tiny_vlm("idefics3"), vlm_inputs("idefics3")
+    with ZOOPrune(0.5, directions=4).attach(inner):
+        first = inner(**pixels).logits
+    inner.model.connector = torch.compile(inner.model.connector, backend="eager")  # the projector is a part of it
+    with ZOOPrune(0.5, directions=4).attach(inner):
+        torch.testing.assert_close(inner(**pixels).logits, first, atol=1e-5, rtol=1e-5)
     model = tiny_llava()
     model.model.vision_tower.compile(backend="eager")
     with IDPruner(0.25).attach(model):

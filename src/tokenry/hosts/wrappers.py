@@ -27,7 +27,7 @@ def uncompiled(model: nn.Module, name: str) -> Callable[[], None]:
     Blocks inside a compiled part share code, whatever hooks one of them has, so hooks on single blocks would be passed by.
     """
     parent, _, leaf = name.rpartition(".")
-    holder = model.get_submodule(parent)._modules
+    holder = unwrapped(model.get_submodule(parent))._modules
     wrapped = holder[leaf]
     plain = wrapped._modules["_orig_mod"] if wrapped is not None and "_orig_mod" in wrapped._modules else wrapped
     assert plain is not None

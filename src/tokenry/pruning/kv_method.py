@@ -86,9 +86,7 @@ class CacheMethod(ABC):
     def plan(self, n: int) -> int:
         """Slots per compressed layer for a prompt of `n` tokens (the mean over layers, where they differ)."""
         check_int("n", n, 0)
-        if isinstance(self.budget, int):
-            return min(self.budget, n)
-        return n if self.is_identity else min(max(floor_slots(n * self.budget), self.min_slots), n)
+        return min(self._slots_of(n), n)
 
     def budgets(self, prompt: Prompt) -> list[Budget | None]:
         """One budget per compressible layer; None = never compressed."""

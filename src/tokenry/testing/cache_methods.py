@@ -29,6 +29,13 @@ def _prompts(rows: int = 1) -> Tensor:
     return torch.randint(2, 97, (rows, _LENGTH), generator=torch.Generator().manual_seed(3))
 
 
+def _padded() -> tuple[Tensor, Tensor]:
+    """Two prompts, nine tokens shorter in the first row, and their mask."""
+    ids, mask = _prompts(2), torch.ones(2, _LENGTH, dtype=torch.long)
+    ids[0, :9], mask[0, :9] = 0, 0
+    return ids, mask
+
+
 def _ids(method: CacheMethod | None, model: Any, **inputs: Tensor) -> tuple[Tensor, Any]:
     """Six greedy tokens [B,6] and the trace."""
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, **inputs}
@@ -73,8 +80,7 @@ def _deterministic(method: CacheMethod) -> None:
 def _padding(method: CacheMethod) -> None:
     """A left-padded row of a batch is continued as the same row alone."""
     model, cut = _model(), replace(method, budget=0.3)
-    ids, mask = _prompts(2), torch.ones(2, _LENGTH, dtype=torch.long)
-    ids[0, :9], mask[0, :9] = 0, 0
+    ids, mask = _padded()
     together = _ids(cut, model, input_ids=ids, attention_mask=mask)[0]
     alone = _ids(cut, model, input_ids=ids[:1, 9:], attention_mask=mask[:1, 9:])[0]
     if not torch.equal(together[:1], alone):
@@ -112,10 +118,9 @@ def _turn_in_chunks(method: CacheMethod) -> None:
             cache = cache_of(model(_prompts()[:, :10], use_cache=True))
             runs.append(torch.stack(model.generate(_prompts(), **options, **chunks, **as_argument(cache)).logits))
             held.append([layer.keys.shape[-2] for layer in cache.layers])
-    for number in (1, 2):
-        if held[number] != held[0]:
-            fail("a turn in chunks", method, f"in one piece the layers hold {held[0]} slots, in chunks {held[number]}")
-    if not torch.allclose(runs[0], runs[1], atol=_NEAR):
+    if held != held[:1] * 3:
+        fail("a turn in chunks", method, f"in one piece the layers hold {held[0]} slots, in chunks {held[1:]}")
+    if not all(torch.allclose(run, runs[0], atol=_NEAR) for run in runs):
         fail("a turn in chunks", method, "in chunks the turn is read otherwise than in one piece")
 
 
@@ -123,8 +128,7 @@ def _turn_in_chunks(method: CacheMethod) -> None:
 def _switched(method: CacheMethod) -> None:
     """The attention implementation may be set to another one inside the block."""
     model, cut = _model(), replace(method, budget=0.3)
-    ids, mask = _prompts(2), torch.ones(2, _LENGTH, dtype=torch.long)
-    ids[0, :9], mask[0, :9] = 0, 0
+    ids, mask = _padded()
     wanted = _ids(cut, model, input_ids=ids, attention_mask=mask)[0]
     for before, inside in (("eager", "sdpa"), ("sdpa", "eager")):
         model.set_attn_implementation(before)
@@ -159,8 +163,7 @@ def _short_first_turn(method: CacheMethod) -> None:
 def _rows_and_outside(method: CacheMethod) -> None:
     """Rows of a compressed cache can be repeated; what transformers would mask wrongly is refused outside the block."""
     model, cut = _model(), replace(method, budget=0.3)
-    ids, mask = _prompts(2), torch.ones(2, _LENGTH, dtype=torch.long)
-    ids[0, :9], mask[0, :9] = 0, 0
+    ids, mask = _padded()
     token = torch.full((2, 1), 9)
     with cut.attach(model):
         cache = cache_of(model(ids, attention_mask=mask, use_cache=True))

@@ -15,6 +15,16 @@ def as_layer_mask(visible: Tensor, implementation: str, dtype: torch.dtype) -> T
     return visible
 
 
+def of_layer_mask(mask: Tensor) -> Tensor:
+    """What `as_layer_mask` made `mask` of: bool, True = visible."""
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+def last_row(mask: Tensor) -> Tensor:
+    """The real slots [B,T] behind a layer's mask [B,1,q,T], whose last query sees all of them; a padding mask as bool."""
+    return of_layer_mask(mask[:, 0, -1]) if mask.dim() == 4 else mask.bool()
+
+
 def slot_mask(
     hidden: Tensor, held: int, real: Tensor | None, fresh: Tensor | None, implementation: str, dtype: torch.dtype
 ) -> Tensor | None:

@@ -28,7 +28,7 @@ from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.attach import Hooks, attached
 from tokenry.hosts.attention import Observed, implementation_of, observe
 from tokenry.hosts.cache.layer import TrackedLayer
-from tokenry.hosts.cache.masks import MASKED_BACKENDS, slot_mask
+from tokenry.hosts.cache.masks import MASKED_BACKENDS, last_row, slot_mask
 from tokenry.hosts.cache.policy import CachePolicy, Compressed
 from tokenry.hosts.cache.prompt import evict_layer, settle
 from tokenry.hosts.cache.scores import add_scores, latest_queries, step_scores
@@ -163,7 +163,8 @@ class CacheSession:
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
         mask = named.get("attention_mask")
         if isinstance(mask, dict):  # made by the caller, with one mask per kind of layer
-            mask = _real_slots(mask.get("full_attention"))
+            mask = mask.get("full_attention")
+            mask = last_row(mask) if isinstance(mask, Tensor) else mask
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             kind = f"a {mask.dim()}-D tensor" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(
@@ -256,9 +257,7 @@ class CacheSession:
             return self._call.fresh
         if not isinstance(mask, Tensor):
             return None
-        last = mask[:, 0, -1] if mask.dim() == 4 else mask
-        visible = last.bool() if last.dtype in (torch.bool, torch.long) else last == 0
-        return visible[:, -count:].expand(hidden.shape[0], -1)
+        return last_row(mask)[:, -count:].expand(hidden.shape[0], -1)
 
     def _layer_mask(self, layer: TrackedLayer, hidden: Tensor) -> Tensor | None:
         """The attention mask that fits this layer's own slots, in the form its backend wants."""
@@ -293,6 +292,8 @@ class CacheSession:
         if signal.kind in ("exact", "both"):
             add_scores(layer, column_sums(queries, layer.stored[0], mask=layer.real, **vars(rule)))
         if signal.kind in ("window", "both"):
+            if self._call.turn == self._call.count:  # an earlier turn may have been too short to be settled
+                layer.tail = None
             layer.tail = latest_queries(layer, queries)[:, :, -signal.window :].clone()
 
     def _after_layer(self, i: int) -> Callable[..., None]:
@@ -321,8 +322,6 @@ class CacheSession:
             for layer in layers.values():
                 if layer.budget is not None and layer.held >= layer.budget.slots + self.policy.evict_every:
                     evict_layer(layer, self.policy)
-        for layer in layers.values():
-            layer.tail = None
         self._bind(layers)
         call.cache = None  # the cache is the caller's: do not keep it alive
 
@@ -346,14 +345,6 @@ def _chunk_size_outside() -> int | None:
             return getattr(frame.f_locals.get("generation_config"), "prefill_chunk_size", None)
         frame = frame.f_back
     return None
-
-
-def _real_slots(mask: Any) -> Any:
-    """The padding mask [B,T] behind a prepared mask [B,1,q,T], whose last query sees every real slot."""
-    if not isinstance(mask, Tensor) or mask.dim() != 4:
-        return mask
-    last = mask[:, 0, -1]
-    return last if last.dtype == torch.bool else last == 0
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenry.hosts.cache import as_layer_mask
+from tokenry.hosts.cache import as_layer_mask, of_layer_mask
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class KeptColumns:
         kept[rows, self.index[rows, slots]] = True
         return kept
 
+    @property
+    def trailing(self) -> int:
+        """Columns after the last one that some row lost: they can be taken back."""
+        columns = torch.arange(1, self.latest.shape[1] + 1, device=self.index.device)
+        return self.latest.shape[1] - int(columns.where(~self.kept.all(dim=0), 0).max())
+
     def spread(self, x: Tensor) -> Tensor:
         """Back to S columns: every source column gets the value of the latest kept slot, [B,n',...] -> [B,S,...].
 
@@ -93,17 +99,13 @@ class KeptColumns:
             visible = torch.ones(width, width, dtype=torch.bool, device=self.mask.device).tril()
             visible = visible.expand(self.mask.shape[0], 1, width, width)
         else:
-            full = _visible(attention_mask).expand(self.mask.shape[0], -1, -1, -1)
+            full = of_layer_mask(attention_mask).expand(self.mask.shape[0], -1, -1, -1)
             rows = self.index[:, None, :, None].expand(-1, full.shape[1], -1, full.shape[3])
             columns = self.index[:, None, None, :].expand(-1, full.shape[1], width, -1)
             visible = full.gather(2, rows).gather(3, columns)
         # A padding query sees itself: a row without any visible slot would be NaN and poison the cache.
         alone = torch.eye(width, dtype=torch.bool, device=self.mask.device) & ~self.mask[:, None, :, None]
         return as_layer_mask((visible & self.mask[:, None, None, :]) | alone, implementation, dtype)
-
-
-def _visible(attention_mask: Tensor) -> Tensor:
-    return attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
 
 
 def row_mask(attention_mask: Any, like: Tensor) -> Tensor:

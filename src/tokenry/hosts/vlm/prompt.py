@@ -86,7 +86,7 @@ class _PromptPruner:
         self.model, self.inner, self.family = model, model.model, family_of(model)
         self.language = language_of(model)
         part(self.inner, self.family.tower)  # a wrong name is said now, also where nothing reads the tower
-        self.owner, self.choose, self.positions, self.once = owner, choose, positions, once
+        self.owner, self.choose, self.positions, self.once = owner, choose, positions, once or stage is not None
         self.request = Request()
         self.signals = SignalCapture(hooks, model, signals)
         self.stage = None if stage is None else StageHooks(hooks, self.language, stage)
@@ -108,7 +108,7 @@ class _PromptPruner:
 
     def _checking(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def validate(mode: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
-            if config.use_cache is False and (self.once or self.stage is not None):
+            if config.use_cache is False and self.once:
                 raise ValueError(
                     f"use_cache must be True while {self.owner} is attached, got False: it decides once, in the prompt, and "
                     "without a cache every step would be a prompt"
@@ -223,7 +223,6 @@ class _PromptPruner:
             )
         keep, visual = self._chosen(embeds)
         real = self._new_tokens(kwargs)
-        request.behind = _behind_the_last_dropped(keep & real)
         layout = KeptColumns.of(real, keep)
         if layout.width == real.shape[1] and bool(keep.all()):
             if self.stage is not None:
@@ -344,6 +343,7 @@ class _PromptPruner:
         seen = request.seen + request.columns
         new = after.real[:, after.real.shape[1] - kwargs["inputs_embeds"].shape[1] :]
         dropped_now = request.layout is not None or stage is not None
+        trailing = 0 if request.layout is None else request.layout.trailing
         late = self.stage.stage.layer + 1 if self.stage is not None and stage is not None else len(cache.layers)
         for i, plain in enumerate(cache.layers):
             layer = cache.layers[i] = tracked(plain)
@@ -354,7 +354,7 @@ class _PromptPruner:
                 if layer.policy is None:
                     layer.append_real(None if bool(fresh.all()) else fresh, len(fresh), fresh.shape[1])
                 if dropped_now:
-                    layer.lost(after=request.behind if stage is None and layer.policy is None else 0)
+                    layer.lost(after=0 if stage is not None or layer.policy is not None else trailing)
             if self._only_here(after, kwargs, stage):
                 layer.need("visual", self.owner)
 
@@ -368,12 +368,6 @@ class _PromptPruner:
         given = kwargs.get("position_ids")
         shifted = self.positions == "reindex" and (given is None or given.dim() == 2) and bool(after.dropped.any())
         return shifted or stage is not None or not bool(after.real.all())
-
-
-def _behind_the_last_dropped(keep: Tensor) -> int:
-    """Columns after the last one that some row of `keep` [B,S] loses: they can be taken back."""
-    columns = torch.arange(1, keep.shape[1] + 1, device=keep.device)
-    return keep.shape[1] - int(columns.where(~keep.all(dim=0), 0).max())
 
 
 def _encoded_before(arguments: dict[str, Any]) -> dict[Kind, Sequence[Tensor]]:

@@ -78,7 +78,6 @@ class Request(threading.local):
     layout: KeptColumns | None = None
     after: ShortenedPast | None = None
     columns = 0
-    behind = 0
     seen = 0
     encoding = False
 
