@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.hosts.by_hand import (
+    CLOSE,
     GREEDY,
     SCORED,
     check_chunks,
@@ -35,7 +36,6 @@ from tokenry.testing.zoo import VLM_NAMES
 
 ROWS = (("image",), ("image", "image"), ())
 STAGED = [name for name in VLM_NAMES if name != "gemma3_vlm"]
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
 @pytest.mark.parametrize("name", VLM_NAMES)
@@ -75,7 +75,6 @@ def test_a_row_of_a_padded_batch_is_the_row_alone(name, pruner):
     if name not in STAGED and pruner in PRUNERS[3:]:
         pytest.skip("refused, see below")
     check_rows_alone(name, pruner, ROWS)
-    assert [e.grid for e in before] == [e.grid for e in before_alone]
 
 
 def test_qwen3_drops_the_deepstack_rows_of_tokens_that_left_inside_the_decoder():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.hosts.by_hand import (
+    CLOSE,
     GREEDY,
     SCORED,
     check_chunks,
@@ -19,7 +20,6 @@ from tokenry.testing import vlm_inputs
 from tokenry.testing.zoo.vlm import VIDEO_NAMES
 
 ROWS = (("video", "image"), ("image", "video", "video"), ())
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
 @pytest.mark.parametrize("name", VIDEO_NAMES)
