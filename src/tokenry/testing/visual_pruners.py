@@ -19,7 +19,7 @@ from tokenry.pruning.kv_baselines import H2O, SnapKV, StreamingLLM
 from tokenry.pruning.visual import VisualPruner
 from tokenry.testing.clients import LikePeft, one_way
 from tokenry.testing.verdict import fail
-from tokenry.testing.zoo import llava_inputs, qwen_inputs, tiny_llava, tiny_qwen
+from tokenry.testing.zoo import llava_inputs, qwen_inputs, tiny_llava, tiny_qwen, tiny_vlm, vlm_inputs
 
 _NEAR = 1e-4
 _BEDS: dict[str, tuple[Any, Any]] = {
@@ -185,6 +185,24 @@ def _copies(pruner: VisualPruner) -> None:
         fail("copies", pruner, "after a deep copy, the model is not pruned inside the block, or is after it")
 
 
+def _videos(pruner: VisualPruner) -> None:
+    """A clip and an image in one prompt: frames are pruned through ``generate``, and all of them kept is the plain model."""
+    for name in ("onevision", "qwen2_5_vl"):
+        model, inputs = tiny_vlm(name), vlm_inputs(name, (("video", "image"),))
+        plain = model.generate(**inputs, **_GREEDY)
+        with pruner.attach(model) as trace:
+            model.generate(**inputs, **_GREEDY)
+        cut = [entry for entry in trace.kept if entry.indices.shape[-1] < entry.total]
+        by_layer = {entry.layer: [e for e in cut if e.layer == entry.layer] for entry in cut}
+        if max(map(len, by_layer.values()), default=0) < 4:
+            fail("videos", pruner, f"{name}: three frames and an image are there, and the trace says {trace.to_rows()}")
+        with replace(pruner, keep=1.0).attach(model) as trace:
+            found = model.generate(**inputs, **_GREEDY)
+        dropped = any(entry.indices.shape[-1] < entry.total for entry in trace.kept)  # a later stage may drop by its own rule
+        if not dropped and not torch.equal(found.sequences, plain.sequences):
+            fail("videos", pruner, f"{name} with all tokens of a clip writes other ones than without the pruner")
+
+
 def _guesses_and_no_cache(pruner: VisualPruner) -> None:
     """Decoding with guesses, and without a cache, writes what plain decoding writes, or is refused by the argument's name."""
     model, inputs = tiny_llava(), llava_inputs()
@@ -264,7 +282,7 @@ def _by_hand(pruner: VisualPruner, model: Any, inputs: dict[str, Tensor], cut: H
 
 VISUAL_PRUNER_CHECKS = (
     _identity, _another_turn, _rows_of_a_cache, _padding, _autocast, _compiled, _wrapped, _count_is_a_cap, _copies,
-    _with_a_cache_method, _guesses_and_no_cache, _in_chunks_with_cache_methods,
+    _with_a_cache_method, _videos, _guesses_and_no_cache, _in_chunks_with_cache_methods,
 )  # fmt: skip
 
 
