@@ -55,6 +55,13 @@ class Canonical(ABC):
         self._raw_tips(tail, partial, found)
         return [head + list(ids) for ids in found]
 
+    def is_own(self, ids: Sequence[int], data: bytes) -> bool:
+        """Whether the valid beginning `ids` is the encoding of `data` as a whole text; False inside a character."""
+        if split_partial(data[-last_character(data) :])[1]:
+            return False
+        tail, text = self.tail_of(ids, data)
+        return self.vocabulary.encode_text(text.decode()) == tail
+
     def firm(self, data: bytes) -> int:
         """Offset of a cut that stays where it is whatever follows `data`, close to the end; 0 where none is known.
 
@@ -119,6 +126,11 @@ class Canonical(ABC):
         after = open_futures(text) if self.vocabulary.looks_ahead else ("",)
         futures = (*completions(partial, 64), *(c + f for c in completions(partial) for f in after)) if partial else after
         return any(self.vocabulary.encode_text(text + future)[: len(whole)] == whole for future in futures)
+
+
+def last_character(data: bytes) -> int:
+    """Bytes from the start of the last character of `data`, which may be unfinished, to its end."""
+    return next((back for back in range(1, min(4, len(data)) + 1) if not 0x80 <= data[-back] < 0xC0), 1)
 
 
 class Reencoding(Canonical):

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from tokenry.hosts.text.added import Settled
-from tokenry.hosts.text.beginnings import PairwiseBPE
+from tokenry.hosts.text.beginnings import PairwiseBPE, last_character
 from tokenry.hosts.text.classes import char_class, completions, compress, futures_of, is_prefix, open_futures, split_partial
 from tokenry.hosts.text.merges import MergeTable
 from tokenry.hosts.text.pieces import PieceTable
@@ -206,7 +206,7 @@ class RegexBPE(PairwiseBPE):
 
     def _cut_of(self, data: bytes, settled: Settled) -> int:
         """The last cut that every future keeps."""
-        partial = split_partial(data[-_last_character(data) :])[1] if data else b""
+        partial = split_partial(data[-last_character(data) :])[1] if data else b""
         size = len(data) - len(partial)
         text = data[max(settled.start, size - _WIDEST) : size].decode("utf-8", "ignore")
         open_bytes = max(size - settled.live, 0)  # a beginning of an added token, which may yet cut the text before it
@@ -237,8 +237,3 @@ class RegexBPE(PairwiseBPE):
             # What stands before the cut must be cut as if the text ended there: not so for spaces before a word.
             if not window[cut - 1].isspace() and self.vocabulary.cuts(window[:cut]) == [c for c in cuts[0] if c < cut]:
                 yield cut
-
-
-def _last_character(data: bytes) -> int:
-    """Bytes from the start of the last character of `data`, which may be unfinished, to its end."""
-    return next((back for back in range(1, min(4, len(data)) + 1) if not 0x80 <= data[-back] < 0xC0), 1)

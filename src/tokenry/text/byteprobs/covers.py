@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from tokenry.hosts.paths import PathScorer
-from tokenry.hosts.text import ByteVocabulary
+from tokenry.hosts.text import ByteVocabulary, split_partial
 
+_CONTINUES = bytes(range(0x80, 0xC0))
 Cover = tuple[list[int], bytes, float]
 
 
@@ -113,9 +114,45 @@ class Covers:
         allowed[self.vocabulary.trie.ids] = True
         return allowed
 
-    def choose_tips(self, tips: list[Tip], data: bytes) -> list[Tip]:
-        """The encodings of `data` that are followed: all valid ones, in fast mode only the tokenizer's own."""
-        if self.valid_only or len(tips) < 2:
+    def choose_tips(self, tips: list[Tip], data: bytes, waiting: Sequence[tuple[int, ...]] = ()) -> list[Tip]:
+        """The encodings of `data` that are followed: all valid ones, in fast mode only the tokenizer's own.
+
+        `waiting`: encodings of shorter texts behind which the own one may yet be found.
+        """
+        if self.valid_only or not tips or (len(tips) == 1 and (not waiting or self._canonical.is_own(tips[0].ids, data))):
             return tips
-        own = [tuple(ids) for ids in self._canonical.tips(data)]
-        return [tip for tip in tips if tip.ids in own][:1] or [max(tips, key=lambda tip: tip.log_prob)]
+        own = self.own(data)
+        found = [tip for tip in tips if tip.ids in own][:1]
+        if found or any(ids[: len(known)] == known for ids in own for known in waiting):
+            return found
+        return [max(tips, key=lambda tip: tip.log_prob)]
+
+    def own(self, data: bytes) -> list[tuple[int, ...]]:
+        """The beginnings that the tokenizer itself may have made of `data`."""
+        return [tuple(ids) for ids in self._canonical.tips(data)]
+
+    def followed(self, ids: tuple[int, ...], data: bytes) -> bool:
+        """Whether an encoding of `data` that was found late is followed."""
+        return self.valid_only or ids in self.own(data)
+
+    def may_end(self, ids: tuple[int, ...], data: bytes) -> bool:
+        """Whether the text may end behind `ids`, or a special token cut it: only what encodes `data` alone may stand there."""
+        if split_partial(data[-3:].lstrip(_CONTINUES))[1]:
+            return False
+        return not self.valid_only or self._canonical.is_own(ids, data)
+
+    def goes_on(self, ids: tuple[int, ...], data: bytes, rest: bytes) -> bool:
+        """Whether some cover of `data` + `rest` begins with `ids`, which spells `data`."""
+        if not rest:
+            return True
+        trie = self.vocabulary.trie
+        low, high = trie.span(rest)
+        near = trie.matches(rest)
+        if not self.valid_only:
+            return trie.index_after(rest, low, high) < high
+        if not near and low == high:
+            return False
+        mask = self.followers(ids, data)
+        if mask[trie.ids[low:high]].any():
+            return True
+        return any(mask[token] and self.goes_on((*ids, token), data + rest[:n], rest[n:]) for n, token in near)

@@ -14,8 +14,9 @@ from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.paths import PathScorer
 from tokenry.hosts.text import ByteVocabulary, as_bytes, split_partial
 from tokenry.text.byteprobs.covers import Covers
-from tokenry.text.byteprobs.sampling import byte_stream, check_sampling, sample_symbol
-from tokenry.text.byteprobs.state import ByteState, evaluate
+from tokenry.text.byteprobs.drive import drive
+from tokenry.text.byteprobs.sampling import byte_stream, check_sampling
+from tokenry.text.byteprobs.state import ByteState
 
 
 class ByteLM:
@@ -141,8 +142,7 @@ class ByteLM:
         made = [bytearray() for _ in states]
         alive = list(range(len(states)))
         for _ in range(max_bytes):
-            evaluate([states[i] for i in alive])
-            symbols = {i: sample_symbol(states[i].next_probs(), **options) for i in alive}
+            symbols = dict(zip(alive, drive([states[i].choose(**options) for i in alive]), strict=True))
             alive = [i for i in alive if symbols[i] < 256]
             for i in alive:
                 made[i].append(symbols[i])
