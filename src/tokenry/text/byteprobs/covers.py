@@ -60,13 +60,9 @@ class Covers:
             return [], [Tip((), 0.0)]
         found = []
         for place, low, high in self.vocabulary.trie.suffix_spans(data):
-            found += [(tuple(ids), place, low, high) for ids in self._beginnings(data[:place])]
+            found += [(tuple(ids), place, low, high) for ids in self._canonical.tips(data[:place])]
         groups, tips = self._groups(found, data, context)
-        return groups, self.choose_tips(tips, data)
-
-    def _beginnings(self, data: bytes) -> list[list[int]]:
-        ways = self._canonical.tips(data)
-        return ways if self.valid_only else ways[:1]
+        return groups, self.followed(tips, data)
 
     def _groups(
         self, found: list[tuple[tuple[int, ...], int, int, int]], data: bytes, context: tuple[int, ...]
@@ -114,26 +110,12 @@ class Covers:
         allowed[self.vocabulary.trie.ids] = True
         return allowed
 
-    def choose_tips(self, tips: list[Tip], data: bytes, waiting: Sequence[tuple[int, ...]] = ()) -> list[Tip]:
-        """The encodings of `data` that are followed: all valid ones, in fast mode only the tokenizer's own.
-
-        `waiting`: encodings of shorter texts behind which the own one may yet be found.
-        """
-        if self.valid_only or not tips or (len(tips) == 1 and (not waiting or self._canonical.is_own(tips[0].ids, data))):
+    def followed(self, tips: list[Tip], data: bytes) -> list[Tip]:
+        """The encodings of `data` that are followed: the valid ones, in fast mode too."""
+        if self.valid_only or not tips or (len(tips) == 1 and self._canonical.is_own(tips[0].ids, data)):
             return tips
-        own = self.own(data)
-        found = [tip for tip in tips if tip.ids in own][:1]
-        if found or any(ids[: len(known)] == known for ids in own for known in waiting):
-            return found
-        return [max(tips, key=lambda tip: tip.log_prob)]
-
-    def own(self, data: bytes) -> list[tuple[int, ...]]:
-        """The beginnings that the tokenizer itself may have made of `data`."""
-        return [tuple(ids) for ids in self._canonical.tips(data)]
-
-    def followed(self, ids: tuple[int, ...], data: bytes) -> bool:
-        """Whether an encoding of `data` that was found late is followed."""
-        return self.valid_only or ids in self.own(data)
+        valid = self._canonical.tips(data)
+        return [tip for tip in tips if list(tip.ids) in valid]
 
     def may_end(self, ids: tuple[int, ...], data: bytes) -> bool:
         """Whether the text may end behind `ids`, or a special token cut it: only what encodes `data` alone may stand there."""

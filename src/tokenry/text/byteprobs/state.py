@@ -162,9 +162,8 @@ class ByteState:
             narrow, exact = self._narrowed(group, byte)
             tips += exact
             groups += narrow
-        tips = self.rules.choose_tips(tips, data, [w.ids for w in waiting])
         self.data, self._open, self._fresh = data, groups, []
-        self._waiting = waiting + [self._wait(tip.ids, tip.log_prob, b"") for tip in tips]
+        self._waiting = waiting + [self._wait(tip.ids, tip.log_prob, b"") for tip in self.rules.followed(tips, data)]
 
     def _narrowed(self, group: Group, byte: int) -> tuple[list[Group], list[Tip]]:
         """What of a group agrees with one more byte, and the tips it ends in."""
@@ -251,10 +250,10 @@ class ByteState:
             self._open.append(group)
         behind = []
         for length, token in trie.matches(rest):
-            ids_now = (*waiting.ids, token)
-            if mask[token] and row[token] > -np.inf and rules.followed(ids_now, before + rest[:length]):
-                behind.append(self._wait(ids_now, waiting.log_prob + float(row[token]), rest[length:]))
-        behind = [w for w in behind if w.low < w.high or not w.rest or rules.goes_on(w.ids, self._before(w), w.rest)]
+            tip = Tip((*waiting.ids, token), waiting.log_prob + float(row[token]))
+            if mask[token] and tip.log_prob > -np.inf and rules.followed([tip], before + rest[:length]):
+                behind.append(self._wait(tip.ids, tip.log_prob, rest[length:]))
+        behind = [w for w in behind if w.low < w.high or rules.goes_on(w.ids, self._before(w), w.rest)]
         self._waiting += behind
         return adds, behind
 
