@@ -64,7 +64,11 @@ def _own_is_among(vocabulary: ByteVocabulary, data: bytes) -> None:
         return  # a space behind a token that takes it away
     own, tips = vocabulary.encode_text(data.decode()), vocabulary.canonical.tips(data)
     if own not in tips:
-        fail("own encoding", vocabulary, f"{_names(vocabulary, own)} is not among the beginnings of {data[-60:]!r}: {_all(vocabulary, tips)}")
+        fail(
+            "own encoding",
+            vocabulary,
+            f"{_names(vocabulary, own)} is not among the beginnings of {data[-60:]!r}: {_all(vocabulary, tips)}",
+        )
 
 
 def _walked_equal_found(vocabulary: ByteVocabulary, data: bytes) -> None:
@@ -78,14 +82,22 @@ def _walked_equal_found(vocabulary: ByteVocabulary, data: bytes) -> None:
             walked += [[*ids, token] for token in last if mask[token]]
     found = canonical.tips(data)
     if sorted(walked) != sorted(found):
-        fail("steps equal start", vocabulary, f"{data[-60:]!r}: by steps {_all(vocabulary, walked)}, at once {_all(vocabulary, found)}")
+        fail(
+            "steps equal start",
+            vocabulary,
+            f"{data[-60:]!r}: by steps {_all(vocabulary, walked)}, at once {_all(vocabulary, found)}",
+        )
 
 
 def _own_is_allowed(vocabulary: ByteVocabulary, data: bytes, text: str) -> None:
     own, place = vocabulary.encode_text(data.decode()), 0
     for count, token in enumerate(own):
         if not vocabulary.canonical.followers(own[:count], data[:place])[token]:
-            fail("own token allowed", vocabulary, f"{vocabulary.pieces[token]!r} after {_names(vocabulary, own[:count])} in {text!r}")
+            fail(
+                "own token allowed",
+                vocabulary,
+                f"{vocabulary.pieces[token]!r} after {_names(vocabulary, own[:count])} in {text!r}",
+            )
         place += vocabulary.lengths[token]
 
 

@@ -136,9 +136,7 @@ class EnsembleState:
             raise ValueError("members must share a symbol of positive probability for a geometric mean, they have none here")
         return torch.softmax(mixed, dim=0)
 
-    def choose(
-        self, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None
-    ) -> Steps[int]:
+    def choose(self, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Steps[int]:
         """The next symbol, with as few runs of the members as will do; see `tokenry.text.byteprobs.sampling.choose`."""
         if self.ensemble.mode == "arithmetic" and is_greedy(temperature):
             return (yield from self._greedy())

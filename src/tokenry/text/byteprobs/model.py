@@ -15,7 +15,7 @@ from tokenry.hosts.paths import PathScorer
 from tokenry.hosts.text import ByteVocabulary, as_bytes, split_partial
 from tokenry.text.byteprobs.covers import Covers
 from tokenry.text.byteprobs.drive import drive
-from tokenry.text.byteprobs.sampling import byte_stream, check_sampling
+from tokenry.text.byteprobs.sampling import byte_stream, check_sampling, choose_or_stop
 from tokenry.text.byteprobs.state import ByteState
 
 
@@ -142,7 +142,7 @@ class ByteLM:
         made = [bytearray() for _ in states]
         alive = list(range(len(states)))
         for _ in range(max_bytes):
-            symbols = dict(zip(alive, drive([states[i].choose(**options) for i in alive]), strict=True))
+            symbols = dict(zip(alive, drive([choose_or_stop(states[i], len(made[i]), **options) for i in alive]), strict=True))
             alive = [i for i in alive if symbols[i] < 256]
             for i in alive:
                 made[i].append(symbols[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_int, check_range
+from tokenry.hosts.paths import WindowFullError
 from tokenry.text.byteprobs.drive import Steps, drive
 
 _FLOOR = 1e-7
+STOPPED = 2**31
+"""A symbol behind all others: no more bytes can be made."""
 _LEFT = 0.02  # share of the mass that may wait after a run
 _GREEDY_BELOW = 0.1
 
@@ -67,9 +71,7 @@ def sample_symbol(
     return int(torch.multinomial(final.cpu(), 1, generator=generator))
 
 
-def choose(
-    state: Any, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None
-) -> Steps[int]:
+def choose(state: Any, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Steps[int]:
     """The next symbol of a `ByteState`, as `sample_symbol` of its whole distribution would give it, with as few runs as will do.
 
     Greedy: no tip is run while the lead of the best symbol exceeds all that waits. At temperature 1 a cover at hand or a tip is
@@ -169,6 +171,21 @@ def _draw_behind(state: Any, place: int, at: float) -> Steps[int | None]:
     return None
 
 
+def choose_or_stop(state: Any, made: int, **options: Any) -> Steps[int]:
+    """The next symbol of any byte state, `STOPPED` with a warning where the model's window is full after `made` bytes.
+
+    Raises:
+        WindowFullError: the prompt alone fills it.
+    """
+    try:
+        return (yield from state.choose(**options))
+    except WindowFullError as full:
+        if not made:
+            raise
+        warnings.warn(f"generation stopped after {made} bytes: the model's window of {full.limit} tokens is full", stacklevel=2)
+        return STOPPED
+
+
 def byte_stream(
     start: Callable[[], Any], max_bytes: int, temperature: float, top_p: float, generator: torch.Generator | None
 ) -> Iterator[int]:
@@ -180,8 +197,8 @@ def byte_stream(
     check_int("max_bytes", max_bytes, minimum=0)
     check_sampling(temperature, top_p)
     state = start()
-    for _ in range(max_bytes):
-        (symbol,) = drive([state.choose(temperature=temperature, top_p=top_p, generator=generator)])
+    for count in range(max_bytes):
+        (symbol,) = drive([choose_or_stop(state, count, temperature=temperature, top_p=top_p, generator=generator)])
         if symbol >= 256:
             return
         state.advance(symbol)

@@ -210,9 +210,7 @@ class ByteState:
         """The error for bytes that the model cannot produce."""
         return ValueError(f"prompt must have a probability above zero under the model, got 0 for {self.text[-40:]!r}")
 
-    def choose(
-        self, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None
-    ) -> Steps[int]:
+    def choose(self, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Steps[int]:
         """The next symbol; see `tokenry.text.byteprobs.sampling.choose`."""
         return choose(self, temperature=temperature, top_p=top_p, generator=generator)
 
@@ -227,8 +225,11 @@ class ByteState:
         The masses are relative to the tip's own. Newly found tips stand at the end of those that wait.
         """
         waiting = [self._waiting[i] for i in chosen]
+        paths = [self.context + w.ids for w in waiting]
+        for path in paths:
+            self.rules.scorer.check_fits(path)
         self._waiting = [w for i, w in enumerate(self._waiting) if i not in set(chosen)]
-        rows = yield Request(self.rules.scorer, [self.context + w.ids for w in waiting])
+        rows = yield Request(self.rules.scorer, paths)
         return [self._receive(w, row) for w, row in zip(waiting, rows, strict=True)]
 
     def _receive(self, waiting: Waiting, row: np.ndarray) -> tuple[np.ndarray, list[Waiting]]:
