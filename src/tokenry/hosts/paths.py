@@ -64,17 +64,20 @@ class PathScorer:
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
     @torch.inference_mode()
-    def run(self, paths: Sequence[Sequence[int]], last: Sequence[int]) -> list[Tensor]:
-        """Log-probabilities after the last ``last[r]`` tokens of every path, float32 on the CPU, each [last[r], V]."""
-        return [x.cpu() for x in self._forward([list(path) for path in paths], list(last))]
+    def run(self, paths: Sequence[Sequence[int]], last: Sequence[int], *, hold: bool = False) -> list[Tensor]:
+        """Log-probabilities after the last ``last[r]`` tokens of every path, float32 on the CPU, each [last[r], V].
 
-    def _forward(self, paths: list[list[int]], last: list[int]) -> list[Tensor]:
+        `hold`: leave the cache as it is, for paths that end where the next ones will not go on.
+        """
+        return [x.cpu() for x in self._forward([list(path) for path in paths], list(last), hold=hold)]
+
+    def _forward(self, paths: list[list[int]], last: list[int], *, hold: bool = False) -> list[Tensor]:
         for path in paths:
             self.check_fits(path)
         if self._trusted is None:
             self._trusted = self._shares(paths[0])
         if self._trusted:
-            return self._together(paths, last)
+            return self._together(paths, last, hold=hold)
         return [self._alone(path, n) for path, n in zip(paths, last, strict=True)]
 
     def check_fits(self, path: Sequence[int]) -> None:
@@ -119,7 +122,7 @@ class PathScorer:
             )
         return same
 
-    def _together(self, paths: list[list[int]], last: list[int]) -> list[Tensor]:
+    def _together(self, paths: list[list[int]], last: list[int], *, hold: bool = False) -> list[Tensor]:
         source = [self._best_row(path, len(path) - n) for path, n in zip(paths, last, strict=True)]
         new = max(len(path) - shared for path, (_, shared) in zip(paths, source, strict=True))
         keep = [max(len(path) - new, 0) for path in paths]
@@ -141,8 +144,9 @@ class PathScorer:
         output = self.model(ids.to(device), use_cache=True, **as_argument(cache), **options)
         if not cache.get_seq_length():
             raise UnsupportedModelError(f"{type(self.model).__name__} left its cache empty")
-        self._layers = [(cast(Any, layer).keys, cast(Any, layer).values) for layer in cache.layers]
-        self._rows = paths
+        if not hold:
+            self._layers = [(cast(Any, layer).keys, cast(Any, layer).values) for layer in cache.layers]
+            self._rows = paths
         return [torch.log_softmax(output.logits[r, -n:, : self.size].float(), dim=-1) for r, n in enumerate(last)]
 
     def _best_row(self, path: list[int], most: int) -> tuple[int, int]:

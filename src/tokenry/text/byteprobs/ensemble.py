@@ -15,6 +15,7 @@ from tokenry.hosts.text import as_bytes
 from tokenry.text.byteprobs.drive import Steps
 from tokenry.text.byteprobs.model import ByteLM
 from tokenry.text.byteprobs.sampling import byte_stream, draw, is_greedy, needed, sample_symbol
+from tokenry.text.byteprobs.scoring import walk
 from tokenry.text.byteprobs.state import ByteState
 
 Mode = Literal["arithmetic", "geometric"]
@@ -63,13 +64,13 @@ class ByteEnsemble:
 
     def logprob(self, data: bytes | str) -> float:
         """Log P(text begins with `data`) as the product of the mixture's next-byte probabilities, natural."""
-        state, total = self.start(), 0.0
-        for byte in as_bytes("data", data):
-            probability = float(state.next_probs()[byte])
+        text, total = as_bytes("data", data), 0.0
+        walks = [walk(member, text, (member.begin_id,)) for member in self.members]
+        for byte, *states in zip(text, *walks, strict=False):
+            probability = float(EnsembleState(self, states).next_probs()[byte])
             if probability <= 0:
                 return -math.inf
             total += math.log(probability)
-            state.advance(byte)
         return total
 
     def bytes_after(

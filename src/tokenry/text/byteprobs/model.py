@@ -16,6 +16,7 @@ from tokenry.hosts.text import ByteVocabulary, as_bytes, split_partial
 from tokenry.text.byteprobs.covers import Covers
 from tokenry.text.byteprobs.drive import drive
 from tokenry.text.byteprobs.sampling import byte_stream, check_sampling, choose_or_stop
+from tokenry.text.byteprobs.scoring import byte_log_probs
 from tokenry.text.byteprobs.state import ByteState
 
 
@@ -102,6 +103,15 @@ class ByteLM:
     def logprob(self, data: bytes | str, *, context: Sequence[int] | None = None) -> float:
         """Log P(text begins with `data`), natural; 0.0 for the empty string, -inf for what the model cannot produce."""
         return self.start(data, context=context).log_prob() if data else 0.0
+
+    def byte_log_probs(self, data: bytes | str, *, context: Sequence[int] | None = None) -> Tensor:
+        """Log P(byte | the bytes before it) of every byte of a known text, natural, float64 [bytes].
+
+        The tips of many places share a run, which is several times faster than stepping. The sum is `logprob` but for what the
+        model leaks onto sequences that its tokenizer never makes: every distribution is normalised here. From the first byte of
+        probability zero on, everything is -inf.
+        """
+        return byte_log_probs(self, as_bytes("data", data), self._context(context))
 
     def bytes_after(
         self,
