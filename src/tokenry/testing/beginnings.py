@@ -13,7 +13,7 @@ from tokenry.testing.verdict import fail
 
 
 def texts_with_added_tokens(tokenizer: Any, texts: Sequence[str], *, count: int = 6, seed: int = 0) -> list[str]:
-    """The texts, and texts with added tokens put into them, whole, broken off, glued to words and spaces; those that survive."""
+    """The texts, and some with added tokens put in, whole, broken off, glued to words and spaces; all survive the tokenizer."""
     vocabulary, draw = ByteVocabulary.of(tokenizer), random.Random(seed)
     added = [(vocabulary.pieces[token] or b"").decode() for token in sorted(vocabulary.layout.added)]
     made = list(texts)

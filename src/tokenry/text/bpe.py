@@ -214,7 +214,7 @@ def truncate(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
     tokenizer has is carried over.
 
     Raises:
-        UnsupportedModelError: no BPE, or a vocabulary that is not in order of training (SentencePiece puts the characters last).
+        UnsupportedModelError: no BPE, or a vocabulary not in order of training (SentencePiece puts the characters last).
         ValueError: `vocab_size` is smaller than the part that is not made by merges.
     """
     check_int("vocab_size", vocab_size, 1)

@@ -1,8 +1,8 @@
 """Added tokens: strings that a tokenizer looks for in a text before its algorithm sees what lies between them.
 
-They are found leftmost first, longest first, those of the raw text before those of the normalised one. What a text that may go on
-already settles is found here; what it leaves open (a beginning of an added token at its end) is a place behind which nothing is
-decided, and no cut may lie.
+They are found leftmost first, longest first, those of the raw text before those of the normalised one. What a text that may
+go on already settles is found here; what it leaves open (a beginning of an added token at its end) is a place behind which
+nothing is decided, and no cut may lie.
 """
 
 from __future__ import annotations
@@ -86,18 +86,28 @@ class AddedTokens:
             return Settled(0, len(data))
         place, start, points = self._resume(data)
         barred: set[int] = set()
+        raw_place = place
         while True:
-            raw = self._levels[0].find(data, place, len(data))
+            raw = self._levels[0].find(data, raw_place, len(data))
+            while raw is not None and raw.pattern is not None and not raw.pattern.matched:
+                self._bar(raw, barred)  # used up among the raw ones, but text for the others
+                raw_place = raw.end
+                raw = self._levels[0].find(data, raw_place, len(data))
             limit = len(data) if raw is None else raw.place
             for hit in self._normalised(data, place, limit, closed=raw is not None and raw.pattern is not None):
                 if hit.pattern is None:
-                    return self._settled(data, points, start, hit.place, barred)
-                start = self._take(hit, start, barred)
-                place = hit.end
-                self._mark(points, place, start)
+                    limit, raw = hit.place, hit
+                    break
+                self._bar(hit, barred)
+                place, start = hit.end, hit.end if hit.pattern.matched else start
+                if place >= raw_place:
+                    self._mark(points, place, start)
             if raw is None or raw.pattern is None:
-                return self._settled(data, points, start, limit, barred)
-            start, place = self._take(raw, start, barred), raw.end
+                if limit >= raw_place:
+                    self._mark(points, limit, start)
+                self._known = (data, points)
+                return Settled(start, limit, frozenset(barred))
+            start = place = raw_place = raw.end
             self._mark(points, place, start)
 
     def _normalised(self, data: bytes, place: int, limit: int, *, closed: bool) -> Iterator[_Hit]:
@@ -111,13 +121,10 @@ class AddedTokens:
             place = hit.end
 
     @staticmethod
-    def _take(hit: _Hit, start: int, barred: set[int]) -> int:
-        assert hit.pattern is not None
-        if hit.pattern.matched:
-            return hit.end
-        if hit.pattern.single_word:
-            barred.add(hit.place)  # alone, what stands from there on would be found
-        return start
+    def _bar(hit: _Hit, barred: set[int]) -> None:
+        """Alone, what stands from a word that is no word of its own on would be found."""
+        if hit.pattern is not None and not hit.pattern.matched and hit.pattern.single_word:
+            barred.add(hit.place)
 
     def _resume(self, data: bytes) -> tuple[int, int, list[tuple[int, int]]]:
         known, points = self._known
@@ -132,11 +139,6 @@ class AddedTokens:
     def _mark(points: list[tuple[int, int]], place: int, start: int) -> None:
         if place - points[-1][0] >= _STEP:
             points.append((place, start))
-
-    def _settled(self, data: bytes, points: list[tuple[int, int]], start: int, live: int, barred: set[int]) -> Settled:
-        self._mark(points, live, start)
-        self._known = (data, points)
-        return Settled(start, live, frozenset(barred))
 
     def flagged_near(self, tail: bytes) -> bool:
         """Whether a token for which its neighbours count lies in `tail` or begins at its end."""
@@ -226,7 +228,7 @@ def _last(data: bytes) -> str:
 def patterns_of(
     definition: Any, added: dict[int, str], pieces: Sequence[bytes | None]
 ) -> tuple[list[AddedPattern], list[AddedPattern]]:
-    """The added tokens of a ``tokenizer.json`` definition, those of raw and those of normalised text; `added`: the matched ones."""
+    """The added tokens of a ``tokenizer.json`` definition, of raw and of normalised text; `added`: those that are matched."""
     levels: tuple[list[AddedPattern], list[AddedPattern]] = ([], [])
     for entry in definition.get("added_tokens", []) if definition else ():
         token = entry["id"]

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from tokenry.hosts.paths import PathScorer
-from tokenry.hosts.text import ByteVocabulary, split_partial
+from tokenry.hosts.text import ByteVocabulary, is_prefix
 
-_CONTINUES = bytes(range(0x80, 0xC0))
 Cover = tuple[list[int], bytes, float]
 
 
@@ -112,16 +111,16 @@ class Covers:
 
     def followed(self, tips: list[Tip], data: bytes) -> list[Tip]:
         """The encodings of `data` that are followed: the valid ones, in fast mode too."""
-        if self.valid_only or not tips or (len(tips) == 1 and self._canonical.is_own(tips[0].ids, data)):
+        if self.valid_only or not tips or (len(tips) == 1 and self.may_end(tips[0].ids, data)):
             return tips
+        if not is_prefix(data):  # only fast mode gets here, and no text begins so
+            return [max(tips, key=lambda tip: tip.log_prob)]
         valid = self._canonical.tips(data)
         return [tip for tip in tips if list(tip.ids) in valid]
 
     def may_end(self, ids: tuple[int, ...], data: bytes) -> bool:
         """Whether the text may end behind `ids`, or a special token cut it: only what encodes `data` alone may stand there."""
-        if split_partial(data[-3:].lstrip(_CONTINUES))[1]:
-            return False
-        return not self.valid_only or self._canonical.is_own(ids, data)
+        return is_prefix(data) and self._canonical.is_own(ids, data)
 
     def goes_on(self, ids: tuple[int, ...], data: bytes, rest: bytes) -> bool:
         """Whether some cover of `data` + `rest` begins with `ids`, which spells `data`."""
@@ -129,12 +128,16 @@ class Covers:
             return True
         trie = self.vocabulary.trie
         low, high = trie.span(rest)
+        low = trie.index_after(rest, low, high)
         near = trie.matches(rest)
-        if not self.valid_only:
-            return trie.index_after(rest, low, high) < high
         if not near and low == high:
             return False
         mask = self.followers(ids, data)
         if mask[trie.ids[low:high]].any():
             return True
-        return any(mask[token] and self.goes_on((*ids, token), data + rest[:n], rest[n:]) for n, token in near)
+        return any(
+            mask[token]
+            and self.followed([Tip((*ids, token), 0.0)], data + rest[:n])
+            and self.goes_on((*ids, token), data + rest[:n], rest[n:])
+            for n, token in near
+        )

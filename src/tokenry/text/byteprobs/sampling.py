@@ -65,14 +65,14 @@ def sample_symbol(
     probs: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None
 ) -> int:
     """Index of a symbol drawn from `probs` [S] after temperature and nucleus."""
-    final = tempered(probs, temperature, top_p)
+    final = tempered(probs, temperature, top_p) * (probs > 0)  # the floor would let the impossible through
     if is_greedy(temperature):
         return int(final.argmax())
     return int(torch.multinomial(final.cpu(), 1, generator=generator))
 
 
 def choose(state: Any, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Steps[int]:
-    """The next symbol of a `ByteState`, as `sample_symbol` of its whole distribution would give it, with as few runs as will do.
+    """The next symbol of a `ByteState`, distributed as `sample_symbol` of all of it would be, with as few runs as will do.
 
     Greedy: no tip is run while the lead of the best symbol exceeds all that waits. At temperature 1 a cover at hand or a tip is
     drawn by its mass, and a tip is run when it is drawn: rejection, so the draw is exact. At other settings the best symbol is
@@ -93,7 +93,9 @@ def choose(state: Any, *, temperature: float = 1.0, top_p: float = 1.0, generato
         if uniform < _least(share, len(known) - 1, temperature):
             return first
     yield from state.settle()
-    final = tempered(state.next_probs(), temperature, top_p).numpy().copy()
+    probs = state.next_probs()
+    final = (tempered(probs, temperature, top_p) * (probs > 0)).numpy().copy()
+    final /= final.sum()
     if uniform < final[first]:
         return first
     left, final[first] = uniform - final[first], 0.0

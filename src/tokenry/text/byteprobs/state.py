@@ -1,7 +1,7 @@
 """The covers of a byte string, kept as ranges of the sorted vocabulary, and their step by one byte.
 
-A tip is an encoding of exactly some bytes; what may follow it takes a run of the model. It is left waiting until that can matter:
-its mass is known and bounds all that its covers can hold, so most bytes are chosen, exactly, without it.
+A tip is an encoding of exactly some bytes; what may follow it takes a run of the model. It is left waiting until that can
+matter: its mass is known and bounds all that its covers can hold, so most bytes are chosen, exactly, without it.
 """
 
 from __future__ import annotations
@@ -122,8 +122,9 @@ class ByteState:
         return scores / mass
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
-        """What is known of the scores without a run: S of the covers at hand [256 + specials], and the mass of every tip that
-        waits, which bounds what it would add to S. Scaled so that the largest term is 1; the first numbers are 0 at first.
+        """S of the covers at hand [256 + specials], and the mass of every tip that waits, which bounds what it adds to S.
+
+        Both are scaled alike, so that the largest term is 1. No run is made.
         """
         groups = self._open + [group for _, group, _ in self._fresh]
         shift = max([group.log_prob for group in groups] + [w.log_prob for w in self._waiting], default=-np.inf)
@@ -147,11 +148,9 @@ class ByteState:
         check_int("byte", byte, minimum=0, maximum=255)
         moved = self.copy()
         moved._step(byte)
-        if not moved._open and not any(not w.rest for w in moved._waiting):
-            drive([moved.settle(tips=False)])
-            if not moved._open and not moved._waiting:
-                text = self.text[-20:]
-                raise ValueError(f"byte must have a probability above zero here, got {byte} ({bytes([byte])!r}) after {text!r}")
+        if not moved._open and not any(moved.alive(place) for place in reversed(range(len(moved._waiting)))):
+            text = self.text[-20:]
+            raise ValueError(f"byte must have a probability above zero here, got {byte} ({bytes([byte])!r}) after {text!r}")
         self.data, self._open, self._waiting, self._fresh = moved.data, moved._open, moved._waiting, []
         return self
 

@@ -101,8 +101,8 @@ def extend_superword(
 ) -> Tokenizer:
     """Stage 2 alone: go on from a byte-level BPE tokenizer `base` until `vocab_size` entries.
 
-    All that `base` has but its pre-tokenizer is carried over: its normaliser, which also reads the texts, its added tokens, which
-    no superword reaches over, and its model options.
+    All that `base` has but its pre-tokenizer is carried over: its normaliser, which also reads the texts, its added tokens,
+    which no superword reaches over, and its model options.
 
     Raises:
         UnsupportedModelError: `base` is not a byte-level BPE tokenizer, or puts a space before every text.
