@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
-from tokenry.core.checks import check_finite, check_float, check_int, check_mask
+from tokenry.core.checks import check_finite, check_float, check_int, check_mask, check_tensor
 from tokenry.core.codebooks.stats import CodebookStats, check_indices
 from tokenry.core.seeding import seeded
 
@@ -123,7 +123,7 @@ class Quantizer(nn.Module, ABC):
         indices = choice.indices.reshape(*shape, *choice.indices.shape[1:])
         if keep is not None:
             indices = indices.masked_fill(~keep.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
-        stats = CodebookStats(indices, self.codebook_size, books=self.books is not None, losses=choice.losses)
+        stats = CodebookStats(indices, self.codebook_sizes, books=self.books is not None, losses=choice.losses)
         return Quantized(codes, indices, choice.loss, stats)
 
     @torch.no_grad()
@@ -149,9 +149,10 @@ class Quantizer(nn.Module, ABC):
 
     def codes_of(self, indices: Tensor) -> Tensor:
         """Codes in the code space: [..., d] for one book, [..., M, d] of each book for several; zero where the index is -1."""
-        check_indices("indices", indices, self.codebook_size)
+        check_tensor("indices", indices)
         if self.books is not None and (indices.dim() == 0 or not self._fits_books(indices.shape[-1])):
             raise ValueError(f"indices must have {self.books} books in their last axis, got shape {list(indices.shape)}")
+        check_indices("indices", indices, self.codebook_sizes[: 1 if self.books is None else indices.shape[-1]])
         return self._lookup(indices.long())
 
     def _fits_books(self, count: int) -> bool:
@@ -277,13 +278,18 @@ class Quantizer(nn.Module, ABC):
         path = Path(folder)
         described = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         name = described.get("class", "")
-        found = Quantizer._registry.get(name) or getattr(import_module("tokenry.codecs"), name, None)
+        found = Quantizer._named(name)
         if found is None or not issubclass(found, cls):
             raise ValueError(f"folder={str(folder)!r} holds a {name!r}, not a {cls.__name__}")
         with seeded(0):  # the first weights, replaced at once
             module = found(**described["arguments"])
         module.load_state_dict(load_file(path / WEIGHTS))
         return module  # type: ignore[return-value]
+
+    @staticmethod
+    def _named(name: str) -> type[Quantizer] | None:
+        """The quantizer class of this name, imported if it has to be."""
+        return Quantizer._registry.get(name) or getattr(import_module("tokenry.codecs"), name, None)
 
     def extra_repr(self) -> str:
         """Arguments, as given."""

@@ -2,20 +2,22 @@
 
 With L levels, h = (L - 1)(1 + eps)/2, eps = 1e-3, o = 1/2 for even L and 0 for odd, s = atanh(o/h):
 zhat = round(tanh(z + s) h - o), code value zhat / floor(L/2) in [-1, 1] (an even L spans -1 ... (L/2 - 1)/(L/2)).
-`symmetric` codes are 2 floor((L - 1)(tanh z + 1)/2 + 1/2) / (L - 1) - 1. The index is mixed radix, the first channel least
-significant. Rounding passes the gradient straight through.
+`symmetric` codes are 2 floor((L - 1)(tanh z + 1)/2 + 1/2) / (L - 1) - 1; `bound="clamp"` has min(max(z, -1), 1) for tanh z
+there: a uniform quantizer on [-1, 1]. The index is mixed radix, the first channel least significant. Rounding passes the
+gradient straight through.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tokenry.codecs.vq.base import Choice, Quantizer
-from tokenry.core.checks import check_int
+from tokenry.core.checks import check_choice, check_int
 from tokenry.core.codebooks.estimators import straight_through
 
 _EPS = 1e-3
@@ -31,6 +33,7 @@ class FSQ(Quantizer):
     Args:
         levels: levels of each channel, at least 3 (2 with `symmetric`).
         symmetric: values evenly spread over [-1, 1] for even L too.
+        bound: how a channel is kept in [-1, 1]: "tanh", or "clamp" (with `symmetric`), for inputs that lie there already.
         dim: width of inputs and codes, if not one per channel; linear maps lead in and out.
         seed: of those maps.
         channels_first: inputs are [B, D, ...].
@@ -48,6 +51,7 @@ class FSQ(Quantizer):
         levels: Sequence[int],
         symmetric: bool = False,
         *,
+        bound: Literal["tanh", "clamp"] = "tanh",
         dim: int | None = None,
         seed: int = 0,
         channels_first: bool = False,
@@ -57,12 +61,15 @@ class FSQ(Quantizer):
             raise ValueError("levels must name at least one channel, got none")
         if min(sizes) == 2 and not symmetric:
             raise ValueError(f"levels must be >= 3 (2 needs symmetric=True, its bound is degenerate otherwise), got {sizes}")
+        if check_choice("bound", bound, ("tanh", "clamp")) == "clamp" and not symmetric:
+            raise ValueError("bound='clamp' needs symmetric=True, whose values are evenly spread, got symmetric=False")
         if math.prod(sizes) > 2**62:
             raise ValueError(f"levels must have a product of at most 2^62, got {math.prod(sizes)}")
         super().__init__(dim or len(sizes), len(sizes), None, math.prod(sizes), channels_first=channels_first, seed=seed)
         self.arguments["levels"] = list(sizes)
         self.levels = sizes
         self.symmetric = symmetric
+        self.bound = bound
         widths = torch.tensor(sizes)
         half = (widths - 1) * (1 + _EPS) / 2
         offset = torch.where(widths % 2 == 0, 0.5, 0.0)
@@ -87,7 +94,8 @@ class FSQ(Quantizer):
     def _bounded(self, z: Tensor) -> Tensor:
         """Channels before rounding, in units of levels: rounded values are -floor(L/2) ... , or 0 ... L - 1 if symmetric."""
         if self.symmetric:
-            return _across(self._steps, z) * (torch.tanh(z) + 1) / 2
+            inside = torch.tanh(z) if self.bound == "tanh" else z.clamp(-1, 1)
+            return _across(self._steps, z) * (inside + 1) / 2
         return torch.addcmul(_across(self._lift, z), torch.tanh(z + _across(self._shift, z)), _across(self._half, z))
 
     def _round(self, bounded: Tensor) -> Tensor:
