@@ -83,7 +83,7 @@ def methods(dim: int, books: int, bits: int, quick: bool) -> list[tuple[str, str
         ("RVQ", "tokenry", ours, lambda: ResidualVQ(dim, books, codes)),
         ("RVQ, beam 5", "tokenry", ours, lambda: ResidualVQ(dim, books, codes, beam=5)),
         ("RQ, beam 5", "faiss", theirs, lambda: faiss.IndexResidualQuantizer(dim, books, bits)),
-        ("AQ, ICM", "tokenry", ours, lambda: AdditiveVQ(dim, books, codes, encoder="icm")),
+        ("AQ, local search", "tokenry", ours, lambda: AdditiveVQ(dim, books, codes, encoder="icm")),
         ("LSQ", "faiss", theirs, lambda: faiss.IndexLocalSearchQuantizer(dim, books, bits)),
     ]
     return [m for m in rounds if not quick or m[0] in ("PQ", "OPQ", "RVQ")]

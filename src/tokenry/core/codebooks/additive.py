@@ -110,39 +110,101 @@ def _distinct(paths: Tensor, energy: Tensor, codes: int) -> Tensor:
 def icm(z: Tensor, codebook: Tensor, indices: Tensor, sweeps: int = 3) -> Tensor:
     """Iterated conditional modes from `indices`: book by book the best code given all others; E never rises.
 
-    Stops early when a sweep changes nothing.
+    Scores come from tables: ||c||^2 - 2 <z, c> of every code, and 2 <c, c'> of every pair. A row that a sweep leaves as it
+    is is finished.
     """
-    indices = indices.clone()
-    left = z - decode(indices, codebook)
-    for _ in range(sweeps):
-        before = indices.clone()
-        for book, rows in enumerate(codebook):
-            target = left + F.embedding(indices[:, book], rows)
-            code = nearest_codes(target, rows)
-            new, old = target - F.embedding(code, rows), left
-            better = new.square().sum(dim=-1) < old.square().sum(dim=-1)  # rounding must not swap equal codes
-            indices[:, book] = torch.where(better, code, indices[:, book])
-            left = torch.where(better[:, None], new, old)
-        if torch.equal(before, indices):
-            break
-    return indices
+    pairs = _pairs(codebook)
+    parts = [_sweep(_unary(part, codebook), pairs, start.clone(), sweeps)[0] for part, start in _chunks(z, codebook, indices)]
+    return torch.cat(parts) if parts else indices
 
 
-def perturbed_icm(z: Tensor, codebook: Tensor, *, sweeps: int, restarts: int, generator: torch.Generator) -> Tensor:
-    """ICM from the greedy code, then `restarts` times from a random change of two books of the best code so far."""
+def perturbed_icm(
+    z: Tensor,
+    codebook: Tensor,
+    *,
+    sweeps: int,
+    restarts: int,
+    generator: torch.Generator,
+    start: Tensor | None = None,
+    changes: int = 2,
+) -> Tensor:
+    """ICM from `start` (the greedy code), then `restarts` times from the best code so far with `changes` codes moved.
+
+    The iterated local search of LSQ; never worse than `start`. A restart moves the same books by the same numbers of codes
+    in every row, so that the code of a vector does not depend on the others.
+    """
     books, codes = codebook.shape[:2]
-    best = icm(z, codebook, greedy(z, codebook), sweeps)
-    lowest = errors(z, best, codebook)
-    for _ in range(restarts):
-        trial = best.clone()
-        for _ in range(min(2, books)):
-            book = torch.randint(books, (len(z), 1), generator=generator).to(z.device)
-            trial.scatter_(1, book, torch.randint(codes, (len(z), 1), generator=generator).to(z.device))
-        trial = icm(z, codebook, trial, sweeps)
-        energy = errors(z, trial, codebook)
-        better = energy < lowest
-        best, lowest = torch.where(better[:, None], trial, best), torch.where(better, energy, lowest)
-    return best
+    pairs, found = _pairs(codebook), []
+    moves = torch.zeros(restarts, books, dtype=torch.long)
+    for move in moves:
+        place = torch.randperm(books, generator=generator)[:changes]
+        move[place] = torch.randint(1, codes, (len(place),), generator=generator)
+    moves = moves.to(z.device)
+    for part, first in _chunks(z, codebook, greedy(z, codebook) if start is None else start):
+        unary = _unary(part, codebook)
+        best, lowest = _sweep(unary, pairs, first.clone(), sweeps)
+        for move in moves:
+            trial, energy = _sweep(unary, pairs, (best + move) % codes, sweeps)
+            better = energy < lowest
+            best, lowest = torch.where(better[:, None], trial, best), torch.where(better, energy, lowest)
+        found.append(best)
+    return torch.cat(found) if found else z.new_zeros(0, books, dtype=torch.long)
+
+
+def _chunks(z: Tensor, codebook: Tensor, indices: Tensor) -> zip[tuple[Tensor, Tensor]]:
+    rows = max(1, _CHUNK // codebook[:, :, 0].numel())
+    return zip(z.split(rows), indices.split(rows), strict=True) if len(z) else zip((), (), strict=True)
+
+
+def _unary(z: Tensor, codebook: Tensor) -> Tensor:
+    """||c||^2 - 2 <z, c>: [n, M, K]."""
+    flat = codebook.flatten(0, 1)
+    return torch.addmm(flat.square().sum(dim=-1), z, flat.t(), alpha=-2).view(len(z), *codebook.shape[:2])
+
+
+def _pairs(codebook: Tensor) -> Tensor:
+    """2 <c, c'> for each book m and its codes c, against the codes c' of all books: [M, M K, K]; zero within a book."""
+    books, codes = codebook.shape[:2]
+    flat = codebook.flatten(0, 1)
+    table = (2 * flat @ flat.t()).view(books * codes, books, codes)
+    own = torch.arange(books, device=codebook.device)
+    table.view(books, codes, books, codes)[own, :, own] = 0
+    return table.transpose(0, 1).contiguous()
+
+
+def _sweep(unary: Tensor, pairs: Tensor, indices: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """(indices [n, M], E - ||z||^2 [n]) after `sweeps` rounds over all books, from `indices`, which are overwritten."""
+    books, codes = unary.shape[1:]
+    first = torch.arange(books, device=unary.device) * codes
+    open_rows = None
+    for _ in range(sweeps):
+        local = indices if open_rows is None else indices[open_rows]
+        terms = unary if open_rows is None else unary[open_rows]
+        before = local.clone()
+        for book in range(books):
+            scores = terms[:, book] + F.embedding_bag(local + first, pairs[book], mode="sum")
+            lowest, code = scores.min(dim=1)
+            old = local[:, book]
+            # equal codes are not swapped
+            local[:, book] = torch.where(lowest < scores.gather(1, old[:, None])[:, 0], code, old)
+        moved = (local != before).any(dim=1)
+        if open_rows is not None:
+            indices[open_rows] = local
+        if not bool(moved.any()):
+            break
+        open_rows = moved.nonzero()[:, 0] if open_rows is None else open_rows[moved]
+    return indices, _energy(unary, pairs, indices)
+
+
+def _energy(unary: Tensor, pairs: Tensor, indices: Tensor) -> Tensor:
+    """E - ||z||^2 of each row."""
+    books, codes = unary.shape[1:]
+    slots = indices + torch.arange(books, device=indices.device) * codes
+    total = unary.gather(2, indices[..., None]).sum(dim=(1, 2))
+    for book in range(books):
+        # each pair is met twice
+        total += 0.5 * pairs[book][slots, indices[:, book, None]].sum(dim=1)
+    return total
 
 
 def exhaustive(z: Tensor, codebook: Tensor) -> Tensor:
