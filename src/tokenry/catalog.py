@@ -145,7 +145,7 @@ _ROWS = (
     System("vq", "Discrete Tokenization for Multimodal LLMs: A Comprehensive Survey", "2507.22920", "codecs",
            "Eight vector quantizers behind one protocol, with health you can see.",
            ("VectorQuantizer", "ResidualVQ", "ProductVQ", "AdditiveVQ", "SimVQ", "FSQ", "LFQ", "BSQ", "ResidualStack",
-            "Grouped", "SharedHeads", "Quantizer", "Quantized",
+            "Grouped", "SharedHeads", "QINCo", "Quantizer", "Quantized",
             "CodebookStats", "usage", "CodeTokens", "GraphAnchorTokenizer"),
            "any tensor; the quantizers of EnCodec, Mimi, Chameleon, Emu3, VQModel"),
     System("audiotokens", "Discrete Audio Tokens: More Than a Survey!", "2506.10274", "codecs",

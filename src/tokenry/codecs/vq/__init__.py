@@ -26,6 +26,7 @@ _EXPORTS = {
     "residual_lfq": "tokenry.codecs.vq.stacks.residual",
     "Grouped": "tokenry.codecs.vq.stacks.blocks",
     "SharedHeads": "tokenry.codecs.vq.stacks.blocks",
+    "QINCo": "tokenry.codecs.vq.stacks.implicit",
     "CodeTokens": "tokenry.codecs.vq.code_tokens",
     "from_host": "tokenry.codecs.vq.hosted",
     "to_host": "tokenry.codecs.vq.hosted",
@@ -90,6 +91,8 @@ def _stacks() -> dict[str, Any]:
         "grouped rvq": codecs.Grouped(rvq),
         "fsq books": codecs.Grouped([codecs.FSQ([5, 3]), codecs.FSQ([8, 5, 5])], dim=8),
         "lfq books": codecs.Grouped([codecs.LFQ(4) for _ in range(3)], dim=8, channels_first=False),
+        "qinco": codecs.QINCo(8, 3, 16, kmeans_init=True),
+        "qinco low rank": codecs.QINCo(8, 2, 16, code_dim=6, rank=2, hidden=5, blocks=1, estimator="rotation"),
         "heads of one vq": codecs.SharedHeads(codecs.VectorQuantizer(4, 16, **book), 2),
         "heads of one rvq": codecs.SharedHeads(codecs.ResidualVQ(3, 2, 16), 2, dim=8),
     }
