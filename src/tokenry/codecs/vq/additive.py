@@ -89,16 +89,18 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
                 f"encoder='exhaustive' tries at most {encoders.MAX_COMBINATIONS} combinations, got {codebook_size}^{books}"
             )
 
+    _without_repetition = "use reset_threshold=0, or "
+
     def _combine(self, codes: Tensor) -> Tensor:
         return codes.sum(dim=-2)
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         real = z if keep is None else z[keep]
-        step = self._next_step()
+        step = self._next_step(z)
         if self.training and self._starts_with_kmeans and not bool(self.initialised.all()):
             self._start_books(real.detach())
         indices = self._encode(real)
-        rows = encoders.decode(indices, self.codebook * 1)  # a copy: codes may be reset before the backward pass
+        rows = encoders.decode(indices, self.codebook.clone())  # codes may be reset before the backward pass
         codes, loss = self._codes(real, rows), self._loss(real, rows)
         if self.training and self.reset_threshold:
             self._revive((real - rows).detach(), indices, step)
@@ -132,8 +134,7 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
             return encoders.beam(z, books, self.beam)
         if self.encoder == "exhaustive":
             return encoders.exhaustive(z, books)
-        generator = self._generator(0)
-        return encoders.perturbed_icm(z, books, sweeps=self.sweeps, restarts=self.restarts, generator=generator)
+        return encoders.perturbed_icm(z, books, sweeps=self.sweeps, restarts=self.restarts, seed=self.seed)
 
     @torch.no_grad()
     def update(self, x: Tensor, indices: Tensor) -> None:

@@ -8,11 +8,13 @@ indices [N, M]; memory is bounded by working on chunks of rows.
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenry.core.codebooks.codebooks import nearest_codes
+from tokenry.core.codebooks.codebooks import nearest_codes, row_chunks
 
 ENCODERS = ("greedy", "beam", "icm", "exhaustive")
 
@@ -47,14 +49,14 @@ def beam(z: Tensor, codebook: Tensor, width: int = 16) -> Tensor:
     products = torch.einsum("akd,bld->akbl", codebook, codebook).reshape(books * codes, books * codes)
     # room for the widest step: width x (M K) scores a row
     rows = max(1, _CHUNK // (width * books * codes))
-    found = torch.cat([_beam_rows(part, codebook, products, width) for part in z.split(rows)])
+    found = torch.cat([_beam_rows(part, codebook, products, width) for part in row_chunks(z, rows)])
     simple = greedy(z, codebook)
     better = errors(z, found, codebook) < errors(z, simple, codebook)
     return torch.where(better[:, None], found, simple)
 
 
 def _beam_rows(z: Tensor, codebook: Tensor, products: Tensor, width: int) -> Tensor:
-    n, (books, codes, _) = len(z), codebook.shape
+    n, (books, codes, _) = z.shape[0], codebook.shape
     flat = codebook.flatten(0, 1)
     # what each code would add to E of a partial sum: ||c||^2 - 2 <z, c> + 2 <sum, c>; infinite for books in use
     extra = (flat.square().sum(dim=-1) - 2 * z @ flat.t())[:, None]
@@ -79,7 +81,7 @@ def _beam_rows(z: Tensor, codebook: Tensor, products: Tensor, width: int) -> Ten
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x [n, b, d] at index [n, c]: [n, c, d]."""
-    first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
     return F.embedding(index + first, x.flatten(0, 1))  # whole rows: several times faster than gathering numbers
 
 
@@ -91,7 +93,7 @@ def _lowest(scores: Tensor, count: int, group: int = 16) -> tuple[Tensor, Tensor
     if scores.shape[1] % group or scores.shape[1] <= 4 * count:
         found = scores.topk(count, dim=1, largest=False)
         return found.values, found.indices
-    groups = scores.view(len(scores), -1, group)
+    groups = scores.unflatten(1, (-1, group))
     best = groups.amin(dim=2).topk(min(count, groups.shape[1]), dim=1, largest=False).indices
     found = _rows(groups, best).flatten(1).topk(count, dim=1, largest=False)
     return found.values, best.gather(1, found.indices // group) * group + found.indices % group
@@ -123,21 +125,24 @@ def icm(z: Tensor, codebook: Tensor, indices: Tensor, sweeps: int = 3) -> Tensor
             better = new.square().sum(dim=-1) < old.square().sum(dim=-1)  # rounding must not swap equal codes
             indices[:, book] = torch.where(better, code, indices[:, book])
             left = torch.where(better[:, None], new, old)
-        if torch.equal(before, indices):
+        if not torch.compiler.is_compiling() and torch.equal(before, indices):
             break
     return indices
 
 
-def perturbed_icm(z: Tensor, codebook: Tensor, *, sweeps: int, restarts: int, generator: torch.Generator) -> Tensor:
-    """ICM from the greedy code, then `restarts` times from a random change of two books of the best code so far."""
+def perturbed_icm(z: Tensor, codebook: Tensor, *, sweeps: int, restarts: int, seed: int) -> Tensor:
+    """ICM from the greedy code, then `restarts` times from a random change of two books of the best code so far.
+
+    The change is the same for all rows, so that a row has the same code in every batch.
+    """
+    draw = random.Random(seed)
     books, codes = codebook.shape[:2]
     best = icm(z, codebook, greedy(z, codebook), sweeps)
     lowest = errors(z, best, codebook)
     for _ in range(restarts):
         trial = best.clone()
         for _ in range(min(2, books)):
-            book = torch.randint(books, (len(z), 1), generator=generator).to(z.device)
-            trial.scatter_(1, book, torch.randint(codes, (len(z), 1), generator=generator).to(z.device))
+            trial[:, draw.randrange(books)] = draw.randrange(codes)
         trial = icm(z, codebook, trial, sweeps)
         energy = errors(z, trial, codebook)
         better = energy < lowest
