@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tokenry.codecs import ResidualVQ, SimVQ, VectorQuantizer, usage
+from tokenry.codecs import FSQ, ResidualVQ, SimVQ, VectorQuantizer, usage
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.core.codebooks import codebooks
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, squared_distances
@@ -355,7 +355,12 @@ def test_loading_another_class_is_refused(tmp_path):
 
 def test_a_large_finite_batch_is_not_taken_for_infinite():
     x = torch.full((64, 4), 3e38)
-    assert VectorQuantizer(4, 8).eval()(x).indices.shape == (64,)
+    assert FSQ([8, 5, 5, 5])(x).indices.tolist() == [999] * 64
+    with pytest.raises(ValueError, match=r"sum of squares that float32 holds, got entries up to 3e.38"):
+        VectorQuantizer(4, 8).eval()(x)
+    with pytest.raises(ValueError, match=r"float32 holds, got entries up to 1e.300"):
+        VectorQuantizer(4, 8)(torch.full((1, 4), 1e300, dtype=torch.float64))
+    assert VectorQuantizer(4, 8)(x / 1e23).loss.isfinite()
 
 
 @pytest.mark.parametrize("make", [lambda: VectorQuantizer(4, 8, reset_threshold=0.5), lambda: ResidualVQ(4, 2, 8)])

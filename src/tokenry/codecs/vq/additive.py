@@ -93,16 +93,18 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
                 f"encoder='exhaustive' tries at most {encoders.MAX_COMBINATIONS} combinations, got {codebook_size}^{books}"
             )
 
+    _without_repetition = "use reset_threshold=0, or "
+
     def _combine(self, codes: Tensor) -> Tensor:
         return codes.sum(dim=-2)
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         real = z if keep is None else z[keep]
-        step = self._next_step()
+        step = self._next_step(z)
         if self.training and self._starts_with_kmeans and not bool(self.initialised.all()):
             self._start_books(real.detach())
         indices = self._encode(real)
-        rows = encoders.decode(indices, self.codebook * 1)  # a copy: codes may be reset before the backward pass
+        rows = encoders.decode(indices, self.codebook.clone())  # codes may be reset before the backward pass
         codes, loss = self._codes(real, rows), self._loss(real, rows)
         if self.training and self.reset_threshold:
             self._revive((real - rows).detach(), indices, step)
@@ -136,13 +138,13 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
             return encoders.beam(z, books, self.beam)
         if self.encoder == "exhaustive":
             return encoders.exhaustive(z, books)
-        return self._search(z, books, restarts=self.restarts, seed=0)
+        return self._search(z, books, restarts=self.restarts, seed=self.seed)
 
     def _search(self, z: Tensor, books: Tensor, *, restarts: int, seed: int, start: Tensor | None = None) -> Tensor:
         """ICM with restarts, which move up to three books."""
-        generator, changes = self._generator(seed), min(3, len(books))
+        changes = min(3, len(books))
         return encoders.perturbed_icm(
-            z, books, sweeps=self.sweeps, restarts=restarts, generator=generator, start=start, changes=changes
+            z, books, sweeps=self.sweeps, restarts=restarts, seed=seed, start=start, changes=changes
         )  # fmt: skip
 
     @torch.no_grad()
@@ -199,9 +201,9 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
         for round_ in range(rounds):
             self.update(bank, indices)
             heat = (1 - (round_ + 1) / rounds) ** 0.5 / books
-            noise = torch.randn(self.codebook.shape, generator=self._generator(2 * round_ + 1)).to(z)
+            noise = torch.randn(self.codebook.shape, generator=self._generator(round_ + 1)).to(z)
             moved = self.codebook + heat * spread_of * noise
-            indices = self._search(z, moved, restarts=(self.restarts + 3) // 4, seed=2 * round_ + 2, start=indices)
+            indices = self._search(z, moved, restarts=(self.restarts + 3) // 4, seed=self.seed + round_ + 1, start=indices)
         self.update(bank, indices)
 
     def _alternate(self, bank: Tensor, z: Tensor, rounds: int) -> None:

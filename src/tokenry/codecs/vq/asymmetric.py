@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokenry.codecs.vq.base import Quantizer
 from tokenry.core.checks import check_finite, check_int, check_shape
+from tokenry.core.codebooks.stats import check_indices
 
 if TYPE_CHECKING:
     _Host = Quantizer
@@ -48,6 +50,10 @@ class AsymmetricSearch(_Host):
         """Tables [Q, M, K] of queries [Q, D], whose entries along a vector's indices add up to its squared distance."""
         raise NotImplementedError
 
+    def _absent(self, queries: Tensor, tables: Tensor) -> Tensor:
+        """What a book without a code (index -1) adds to the distance of each query: [Q, M, 1]."""
+        raise NotImplementedError
+
     def _offsets(self, indices: Tensor) -> Tensor | None:
         """What a vector adds to its distance from any query: [N]; None for nothing."""
         return None
@@ -56,14 +62,25 @@ class AsymmetricSearch(_Host):
     def search(self, queries: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(squared distances [Q, k] ascending, positions [Q, k]) among vectors coded as `indices` [N, M].
 
-        Distances are between the exact query and the decoded vector.
+        Distances are between the exact query and the decoded vector: a book with index -1 adds nothing to that vector, nor do
+        levels that are left out where a prefix can be decoded.
 
         Raises:
-            ValueError: shapes do not fit, non-finite queries, or k > N.
+            TypeError: indices are not integers. ValueError: shapes do not fit, an index out of range, non-finite queries, or
+                k > N.
         """
-        check_shape("indices", indices, "N M", M=self.books or 1)
+        check_shape("indices", indices, "N M")
+        check_indices("indices", indices, self.codebook_size)
+        if not self._fits_books(indices.shape[1]):
+            raise ValueError(f"indices must have {self.books} books in their last axis, got shape {list(indices.shape)}")
         check_int("k", k, 1, len(indices))
-        return search_tables(self.distance_tables(queries), indices, k, self._offsets(indices))
+        tables, offsets = self.distance_tables(queries), self._offsets(indices)
+        lacking = tables.shape[1] - indices.shape[1]
+        if lacking or bool((indices < 0).any()):
+            tables = torch.cat([tables, self._absent(queries, tables)], dim=2)
+            indices = F.pad(indices.long(), (0, lacking), value=-1)
+            indices = torch.where(indices < 0, self.codebook_size, indices)
+        return search_tables(tables, indices, k, offsets)
 
     def _queries(self, queries: Tensor) -> Tensor:
         check_shape("queries", queries, "Q D", D=self.dim)
@@ -82,6 +99,10 @@ class AdditiveSearch(AsymmetricSearch):
         q = self._queries(queries)
         rows = torch.stack([self._emitted(m) for m in range(len(self.codebook))])  # type: ignore[attr-defined]
         return q.square().sum(dim=-1)[:, None, None] / len(rows) - 2 * torch.einsum("qd,mkd->qmk", q, rows)
+
+    def _absent(self, queries: Tensor, tables: Tensor) -> Tensor:
+        share = self._queries(queries).square().sum(dim=-1) / tables.shape[1]
+        return share[:, None, None].expand(-1, tables.shape[1], 1)
 
     def _offsets(self, indices: Tensor) -> Tensor:
         norms = [self._combine(self.codes_of(part)).square().sum(dim=-1) for part in indices.split(1 << 16)]

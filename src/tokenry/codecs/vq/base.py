@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_finite, check_float, check_int, check_mask, check_tensor
+from tokenry.core.codebooks.ranks import sum_over_ranks, world_size
 from tokenry.core.codebooks.stats import CodebookStats, check_indices
 from tokenry.core.seeding import seeded
 
@@ -38,11 +41,14 @@ class Quantized(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a variant decides on rows [N, d] of its code space: codes [N, d], indices [N] or [N, M], loss, loss of each book."""
+    """What a variant decides on rows [N, d] of its code space: codes [N, d], indices [N] or [N, M], loss, loss of each book.
+
+    A loss that costs more than the codes comes as a function, called where it is wanted.
+    """
 
     codes: Tensor
     indices: Tensor
-    loss: Tensor
+    loss: Tensor | Callable[[], Tensor]
     losses: Tensor | None = None
 
 
@@ -77,7 +83,7 @@ class Quantizer(nn.Module, ABC):
             _, *given = bound.arguments.items()
             named = dict(given)
             extra = named.pop("options", {})
-            object.__setattr__(made, "arguments", named | extra)
+            object.__setattr__(made, "arguments", _plain(named | extra))
         return made
 
     def __init__(
@@ -109,22 +115,30 @@ class Quantizer(nn.Module, ABC):
 
     # -- the four calls -------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, with_loss: bool | None = None, **options: Any) -> Quantized:
         """Quantize x [..., D] -> `Quantized`.
+
+        A loss that costs more than the codes (LFQ, BSQ) is left out in evaluation where no gradient is recorded, and is NaN
+        there; `with_loss` asks for it, or leaves it out anywhere.
 
         Raises:
             TypeError: x is not a floating-point tensor, or the mask not bool.
-            ValueError: wrong width, no vector at all, a wrong mask, NaN or Inf; nothing has been learned from it then.
+            ValueError: wrong width, no vector at all, a wrong mask, NaN, Inf or entries whose squares overflow; nothing has
+                been learned from it then.
         """
         z, keep, shape = self._enter(x, mask)
         with _island(x):
-            choice = self._quantize(z, keep, **options)
+            choice = self._sealed(self._quantize(z, keep, **options), z)
             codes = self._leave(choice.codes, keep, shape).to(x.dtype)
-        indices = choice.indices.reshape(*shape, *choice.indices.shape[1:])
+            loss = choice.loss
+            if not isinstance(loss, Tensor):
+                wanted = self.training or torch.is_grad_enabled() if with_loss is None else with_loss
+                loss = loss() if wanted else z.new_full((), float("nan"))
+        indices = choice.indices.reshape(shape + choice.indices.shape[1:])
         if keep is not None:
             indices = indices.masked_fill(~keep.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
         stats = CodebookStats(indices, self.codebook_sizes, books=self.books is not None, losses=choice.losses)
-        return Quantized(codes, indices, choice.loss, stats)
+        return Quantized(codes, indices, loss, stats)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -132,7 +146,7 @@ class Quantizer(nn.Module, ABC):
         z, _, shape = self._enter(x, mask)
         with _island(x):
             indices = self._encode(z, **options)
-        indices = indices.reshape(*shape, *indices.shape[1:])
+        indices = indices.reshape(shape + indices.shape[1:])
         return indices if mask is None else indices.masked_fill(~mask.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -145,7 +159,8 @@ class Quantizer(nn.Module, ABC):
         flat = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
         with _island(codes):
             absent = (indices < 0) if self.books is None else (indices < 0).all(dim=-1)
-            return self._leave(flat, None if not bool(absent.any()) else ~absent.flatten(), codes.shape[:-1])
+            some = torch.compiler.is_compiling() or bool(absent.any())
+            return self._leave(flat, ~absent.flatten() if some else None, codes.shape[:-1])
 
     def codes_of(self, indices: Tensor) -> Tensor:
         """Codes in the code space: [..., d] for one book, [..., M, d] of each book for several; zero where the index is -1."""
@@ -188,15 +203,15 @@ class Quantizer(nn.Module, ABC):
         x = x.movedim(1, -1) if self.channels_first else x
         shape = x.shape[:-1]
         rows = x.reshape(-1, self.dim)
-        rows = rows.to(self._dtype(rows))
-        if not len(rows):
+        # an exported graph is one for every number of vectors
+        if not torch.compiler.is_compiling() and not len(rows):
             raise ValueError(f"x must hold at least one vector, got shape {list(x.shape)}")
         keep = None
         if mask is not None:
             keep = check_mask("mask", mask, shape).reshape(-1)
             rows = rows.masked_fill(~keep[:, None], 0.0)
         with _island(x):
-            z = self.project_in(rows)
+            z = self.project_in(rows.to(self._dtype(rows)))
         self._check_rows(rows, z, keep)
         return z, keep, shape
 
@@ -207,15 +222,48 @@ class Quantizer(nn.Module, ABC):
         return torch.float64 if wide else torch.float32
 
     def _check_rows(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
-        """Refuse what must not reach a codebook (in eager mode: a compiled graph shows NaN in its codes instead)."""
+        """Refuse what must not reach a codebook (in eager mode: a compiled graph shows NaN in its codes instead).
+
+        Where a training step sums over ranks, bad rows on one are refused on all, so that no rank waits for another.
+        """
         if torch.compiler.is_compiling():
             return
+        if not (self.training and self._joins_ranks and world_size() > 1):
+            return self._check_values(rows, z, keep)
+        problem = None
+        try:
+            self._check_values(rows, z, keep)
+        except ValueError as error:
+            problem = error
+        refused = sum_over_ranks(torch.tensor(float(problem is not None), device=rows.device))
+        if problem is not None:
+            raise problem
+        if bool(refused):
+            raise ValueError("x must be finite on every rank: another rank refused its batch")
+
+    def _check_values(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
+        flat = z.detach().flatten()
+        # a finite sum proves finite entries, one of squares (with room for a difference to codes) that losses are finite;
         # whatever is not finite in x is not finite after the map either, which is often much narrower
-        if not bool(torch.isfinite(z.detach().sum())):
+        total = 16 * torch.dot(flat, flat) if self._squares else flat.sum()
+        if not bool(torch.isfinite(total)):
             check_finite("x", rows)
-            check_finite("project_in(x)", z)
+            if self._squares or not bool(torch.isfinite(flat).all()):
+                peak = float(rows.detach().abs().max())
+                kind = str(z.dtype).removeprefix("torch.")
+                raise ValueError(f"x must have a sum of squares that {kind} holds, got entries up to {peak:.3g}; scale it down")
         if keep is not None and not bool(keep.any()):
             raise ValueError("mask must keep at least one vector, got all False")
+
+    @property
+    def _squares(self) -> bool:
+        """Whether codes or losses take squares of the rows."""
+        return True
+
+    @property
+    def _joins_ranks(self) -> bool:
+        """Whether a training step sums over the ranks of `torch.distributed`."""
+        return False
 
     @staticmethod
     def _weighed(digits: Tensor, weights: Tensor) -> Tensor:
@@ -232,11 +280,13 @@ class Quantizer(nn.Module, ABC):
         return weights.double() if device != "mps" and self.codebook_size <= 2**52 else weights
 
     @staticmethod
-    def _sealed(indices: Tensor, z: Tensor) -> Tensor:
-        """In a compiled graph, which cannot raise, a non-finite row has index -1; its codes are NaN."""
+    def _sealed(choice: Choice, z: Tensor) -> Choice:
+        """In a compiled graph, which cannot raise, a non-finite row has index -1 and its codes are NaN."""
         if not torch.compiler.is_compiling():
-            return indices
-        return indices.masked_fill(~torch.isfinite(z).all(dim=-1), -1)
+            return choice
+        bad = ~torch.isfinite(z).all(dim=-1)
+        indices = choice.indices.masked_fill(bad if choice.indices.dim() == 1 else bad[:, None], -1)
+        return choice._replace(codes=choice.codes.masked_fill(bad[:, None], float("nan")), indices=indices)
 
     def _wanted(self) -> str:
         return f"[B, {self.dim}, ...]" if self.channels_first else f"[..., {self.dim}]"
@@ -296,6 +346,17 @@ class Quantizer(nn.Module, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
 
 
+def _plain(value: Any) -> Any:
+    """Arguments as JSON can hold them: numpy's numbers as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def seeded_linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = True) -> nn.Linear:
     """A linear layer with the usual uniform start in +-inputs^-1/2, drawn from `generator`."""
     layer = nn.Linear(inputs, outputs, bias=bias)
@@ -316,5 +377,5 @@ def spread(values: Tensor, keep: Tensor | None, fill: float = 0.0) -> Tensor:
     """Rows [n, ...] to the places where `keep` [N] is True, `fill` elsewhere: [N, ...]; unchanged without `keep`."""
     if keep is None:
         return values
-    out = values.new_full((len(keep), *values.shape[1:]), fill)
+    out = values.new_full((keep.shape[0], *values.shape[1:]), fill)
     return out.masked_scatter(keep.view(-1, *[1] * (values.dim() - 1)), values)

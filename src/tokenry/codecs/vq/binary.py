@@ -22,6 +22,7 @@ from tokenry.codecs.vq.base import Choice, Quantizer
 from tokenry.core.checks import check_int, check_range
 from tokenry.core.codebooks.entropy import MAX_JOINT_BITS, batch_entropy, sample_entropy, weighted_mean
 from tokenry.core.codebooks.estimators import straight_through
+from tokenry.core.codebooks.ranks import world_size
 
 
 class BinaryQuantizer(Quantizer):
@@ -33,7 +34,7 @@ class BinaryQuantizer(Quantizer):
         self, bits: int, groups: int, *, temperature: float, entropy_weight: float, diversity: float, commitment: float,
         dim: int | None, seed: int, channels_first: bool,
     ) -> None:  # fmt: skip
-        check_int("bits", bits, 1, 62)
+        bits = check_int("bits", bits, 1, 62)
         super().__init__(dim or bits, bits, None, 2**bits, channels_first=channels_first, seed=seed)
         self.temperature = check_range("temperature", temperature, 0, low_open=True)
         self.entropy_weight = check_range("entropy_weight", entropy_weight, 0)
@@ -68,15 +69,25 @@ class BinaryQuantizer(Quantizer):
     def _commitment_term(self, points: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
         if not self.commitment:
             return points.new_zeros(())
-        return self.commitment * weighted_mean((points - q.detach()).square().mean(dim=-1), weights)
+        distances = (points - q.detach()).square().mean(dim=-1)
+        return self.commitment * weighted_mean(distances, weights, joined=self._joined)
+
+    @property
+    def _joins_ranks(self) -> bool:
+        return True
+
+    @property
+    def _joined(self) -> bool:
+        """Whether the loss is that of the batch joined over ranks: in training; one rank may evaluate alone."""
+        return self.training and world_size() > 1
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         points = self._points(z)
         positive = points.detach() > 0
         q = torch.where(positive, self._size, -self._size).to(points.dtype)
         weights = None if keep is None else keep.to(points.dtype)
-        indices = self._sealed(self._weighed(positive, self._weights(self.powers)), z)
-        return Choice(straight_through(points, q), indices, self._loss(points, q, weights))
+        indices = self._weighed(positive, self._weights(self.powers))
+        return Choice(straight_through(points, q), indices, lambda: self._loss(points, q, weights))
 
     def _encode(self, z: Tensor) -> Tensor:
         return self._weighed(self._points(z) > 0, self._weights(self.powers))
@@ -143,13 +154,18 @@ class LFQ(BinaryQuantizer):
     def _size(self) -> float:
         return self.scale
 
+    @property
+    def _squares(self) -> bool:
+        return self.commitment > 0
+
     def _loss(self, z: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
         loss = self._commitment_term(z, q, weights)
         if not self.entropy_weight:
             return loss
         logits = self._logits(z)
-        spread_out = batch_entropy(logits, self.groups, weights)
-        return loss + self.entropy_weight * (sample_entropy(logits, weights) - self.diversity * spread_out)
+        sample = sample_entropy(logits, weights, joined=self._joined)
+        batch = batch_entropy(logits, self.groups, weights, joined=self._joined)
+        return loss + self.entropy_weight * (sample - self.diversity * batch)
 
 
 class BSQ(BinaryQuantizer):
@@ -209,7 +225,6 @@ class BSQ(BinaryQuantizer):
         if not self.entropy_weight:
             return loss
         logits = self._logits(z)
-        balance = self.sample_weight * sample_entropy(logits, weights) - self.diversity * batch_entropy(
-            logits, self.groups, weights
-        )
-        return loss + self.entropy_weight * self.temperature * balance
+        sample = sample_entropy(logits, weights, joined=self._joined)
+        batch = batch_entropy(logits, self.groups, weights, joined=self._joined)
+        return loss + self.entropy_weight * self.temperature * (self.sample_weight * sample - self.diversity * batch)

@@ -20,7 +20,8 @@ from tokenry.core.codebooks.estimators import (
     rotation_trick,
     straight_through,
 )
-from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, world_size
+from tokenry.core.codebooks.pending import PendingCounts, eagerly, in_backward
+from tokenry.core.codebooks.ranks import joined_mean, joined_rows, sum_over_ranks, world_size
 
 Distance = Literal["euclidean", "cosine"]
 Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop"]
@@ -45,6 +46,7 @@ class LookupOptions(TypedDict, total=False):
     entropy_weight: float
     diversity: float
     orthogonality: float
+    statistics: Literal["forward", "manual"]
     seed: int
     channels_first: bool
 
@@ -94,10 +96,11 @@ class LookupQuantizer(Quantizer):
         entropy_weight: float = 0.0,
         diversity: float = 1.0,
         orthogonality: float = 0.0,
+        statistics: Literal["forward", "manual"] = "forward",
         seed: int = 0,
         channels_first: bool = False,
     ) -> None:
-        check_int("codebook_size", codebook_size, 2)
+        codebook_size = check_int("codebook_size", codebook_size, 2)
         super().__init__(dim, code_dim or dim, books, codebook_size, channels_first=channels_first, seed=seed)
         self.distance = check_choice("distance", distance, ("euclidean", "cosine"))
         self.ema = ema
@@ -115,6 +118,9 @@ class LookupQuantizer(Quantizer):
         self.orthogonality = check_range("orthogonality", orthogonality, 0)
         if orthogonality and ema:
             raise ValueError(f"orthogonality={orthogonality} is a gradient on the book and needs ema=False")
+        self.statistics = check_choice("statistics", statistics, ("forward", "manual"))
+        self._pending = [PendingCounts(codebook_size, self.reset_threshold > 0) for _ in range(books or 1)]
+        self._just_started = False
         self._add_book(book_dim or self.code_dim, kmeans_init)
 
     def _add_book(self, width: int, kmeans_init: bool) -> None:
@@ -150,10 +156,14 @@ class LookupQuantizer(Quantizer):
         whole = getattr(self, name)
         return whole if self.books is None else whole[book]
 
+    def _rows(self, book: int) -> Tensor:
+        """Rows of a book for the graph [K, d]: a copy, since the book may be written before the backward pass reads them."""
+        rows = self._state("codebook", book)
+        return rows.clone() if torch.is_grad_enabled() else rows
+
     def _compared(self, book: int) -> Tensor:
         """Rows that inputs are compared with: [K, d], of unit norm for cosine."""
-        rows = self._state("codebook", book)
-        return F.normalize(rows, dim=-1) if self._dot else rows
+        return F.normalize(self._rows(book), dim=-1) if self._dot else self._rows(book)
 
     def _emitted(self, book: int) -> Tensor:
         """Rows that are given out: [K, d]."""
@@ -193,8 +203,7 @@ class LookupQuantizer(Quantizer):
 
     def _soft_stage(self, z: Tensor, book: int, step: int) -> BookAnswer:
         """Answer with the logits of all codes: for soft estimators and the entropy term. Memory O(n K)."""
-        # a copy, since the book is updated in place before the backward pass
-        compared, emitted = self._compared(book).clone(), self._emitted(book).clone()
+        compared, emitted = self._compared(book), self._emitted(book)
         logits = z @ compared.t() if self._dot else -squared_distances(z, compared)
         extra = self._entropy_term(logits)
         if self.estimator not in SOFT_ESTIMATORS:
@@ -222,14 +231,16 @@ class LookupQuantizer(Quantizer):
         if not self.entropy_weight:
             return logits.new_zeros(())
         shares = (logits / self.temperature).softmax(dim=-1)
-        return self.entropy_weight * (entropy(shares).mean() - self.diversity * entropy(shares.mean(dim=0)))
+        sums = torch.cat([shares.sum(dim=0), entropy(shares).sum()[None]])
+        means = joined_mean(sums, float(len(logits)))
+        return self.entropy_weight * (means[-1] - self.diversity * entropy(means[:-1]))
 
     def _with_orthogonality(self, loss: Tensor) -> Tensor:
         return loss + self._orthogonality_term() if self.orthogonality else loss
 
     def _orthogonality_term(self) -> Tensor:
         """Weight (mean over pairs of cos^2 - 1/K), summed over books; through the d x d Gram matrix."""
-        unit = F.normalize(self.codebook, dim=-1)
+        unit = F.normalize(self.codebook.clone(), dim=-1)
         gram = unit.transpose(-1, -2) @ unit
         return self.orthogonality * (gram.square().sum(dim=(-2, -1)) / self.codebook_size**2 - 1 / self.codebook_size).sum()
 
@@ -249,6 +260,7 @@ class LookupQuantizer(Quantizer):
         centres, counts = kmeans(z, self.codebook_size, iterations=self.kmeans_iterations, generator=generator, dot=self._dot)
         self._replace(book, centres, counts)
         self._state("initialised", book).fill_(True)
+        self._just_started = True
 
     def _replace(self, book: int, centres: Tensor, counts: Tensor) -> None:
         """Set one book and the counts behind it."""
@@ -266,10 +278,29 @@ class LookupQuantizer(Quantizer):
     @torch.no_grad()
     def _learn(self, z: Tensor, indices: Tensor, book: int, step: int) -> None:
         """EMA update of one book with rows z [n, d] of all ranks, then replacement of its dead codes."""
-        if not self.ema and not self.reset_threshold:
+        if not self._counts_vectors:
             return
+        if self.statistics == "forward":
+            self._update(*cluster_sums(z, indices, self.codebook_size), z, book, step)
+        elif not in_backward():
+            self._pending[book].add(z, indices)
+
+    @torch.no_grad()
+    def update_books(self) -> None:
+        """Let the books learn from the forward passes since the last call, as from one joined batch; once per optimizer step.
+
+        For `statistics="manual"`, on every rank; what is pending is not part of the state that is saved.
+        """
+        if self.statistics != "manual":
+            raise ValueError(f"update_books() is for statistics='manual', got {self.statistics!r}: forward updates the books")
+        self.steps += 1
+        for book, pending in enumerate(self._pending if self._counts_vectors else ()):
+            sums, rows = pending.take(self.codebook.shape[-1], self.codebook)
+            sum_over_ranks(sums)
+            self._update(sums[:, -1], sums[:, :-1], rows, book, int(self.steps))
+
+    def _update(self, seen: Tensor, sums: Tensor, z: Tensor, book: int, step: int) -> None:
         counts, rows = self._state("counts", book), self._state("codebook", book)
-        seen, sums = cluster_sums(z, indices, self.codebook_size)
         if not len(z) and not bool(seen.any()):
             return  # no rank used this book
         counts.mul_(self.decay).add_(seen.to(counts.dtype), alpha=1 - self.decay)
@@ -286,10 +317,13 @@ class LookupQuantizer(Quantizer):
         if self.reset_threshold:
             self._reset(z, book, step)
 
-    def _idle(self, z: Tensor, book: int, step: int) -> None:
-        """This rank has nothing for a book that other ranks may be using: take part in their sums."""
-        if self.training and world_size() > 1:
-            self._learn(z[:0].detach(), torch.empty(0, dtype=torch.long, device=z.device), book, step)
+    def _idle(self, z: Tensor, book: int, step: int) -> Tensor:
+        """This rank has nothing for a book that other ranks may be using: take part in their sums, and in their loss."""
+        if not (self.training and world_size() > 1):
+            return z.new_zeros(())
+        loss = self._entropy_term(z[:0] @ self._compared(book).t()) if self.entropy_weight else z.new_zeros(())
+        self._learn(z[:0].detach(), torch.empty(0, dtype=torch.long, device=z.device), book, step)
+        return loss
 
     def _reset(self, z: Tensor, book: int, step: int) -> None:
         """Codes whose running count fell below the threshold become random rows of the batch."""
@@ -303,28 +337,56 @@ class LookupQuantizer(Quantizer):
         counts[dead] = self.reset_count
         self._state("mass", book)[dead] = self.reset_count
 
-    @torch.compiler.disable
     def _check_rows(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
-        """Refuse bad rows on every rank when one of them has any, so that no rank waits for another."""
-        if not self.training or world_size() == 1:
-            return super()._check_rows(rows, z, keep)
-        problem = None
-        try:
-            super()._check_rows(rows, z, keep)
-        except ValueError as error:
-            problem = error
-        if problem is not None:
-            sum_over_ranks(torch.ones((), device=rows.device))
-            raise problem
-        if bool(sum_over_ranks(torch.zeros((), device=rows.device))):
-            raise ValueError("x must be finite on every rank: another rank refused its batch")
+        if not torch.compiler.is_exporting():
+            self._check_eagerly(rows, z, keep)
 
-    def _next_step(self) -> int:
-        """Number of this training step (0 in evaluation); the seed of its draws."""
+    @eagerly
+    def _check_eagerly(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
+        """A book that learns is worth a break of the graph."""
+        super()._check_rows(rows, z, keep)
+
+    @property
+    def _joins_ranks(self) -> bool:
+        return True
+
+    @property
+    def _counts_vectors(self) -> bool:
+        return self.ema or self.reset_threshold > 0
+
+    @property
+    def _draws(self) -> bool:
+        """Whether a training step draws noise."""
+        return self.estimator == "gumbel"
+
+    def _next_step(self, z: Tensor) -> int:
+        """Seed of the draws of a training step on rows z (0 in evaluation): its number, or with manual statistics of z.
+
+        Raises:
+            RuntimeError: activation checkpointing repeats a pass that has moved the books or drawn noise.
+        """
         if not self.training:
             return 0
+        repeated = in_backward()
+        if self.statistics == "manual":
+            self._just_started = self._just_started and repeated
+            # the same when the pass is repeated, another for other vectors
+            return int(z.detach().double().sum().view(torch.long)) if self._draws else 0
+        if repeated:
+            self._refuse_repetition()
+            return int(self.steps)
+        self._just_started = False
         self.steps += 1
         return int(self.steps)
+
+    _without_repetition = "use statistics='manual' and update_books(), or "
+
+    def _refuse_repetition(self) -> None:
+        if self._counts_vectors or self._draws:
+            raise RuntimeError(
+                f"activation checkpointing repeats the forward pass of {type(self).__name__}, which has moved its books or "
+                f"drawn noise since: {self._without_repetition}keep it out of the checkpointed part"
+            )
 
     def _lookup(self, indices: Tensor) -> Tensor:
         if self.books is None:

@@ -54,7 +54,7 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         if width % check_int("groups", groups, 1):
             raise ValueError(f"groups must divide the width {width}, got {groups}")
         super().__init__(dim, codebook_size, books=groups, book_dim=width // groups, **options)
-        self.groups = groups
+        self.groups = int(groups)
         self.register_buffer("rotation", torch.eye(width) if rotation else None)
 
     rotation: Tensor | None
@@ -70,7 +70,7 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         return joined if self.rotation is None else joined @ self.rotation.t()
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
-        step = self._next_step()
+        step = self._next_step(z)
         blocks = self._blocks(z if keep is None else z[keep])
         stages = [self._stage(block, book, step) for book, block in enumerate(blocks)]
         codes = [self._codes(block, stage.rows, stage.soft) for block, stage in zip(blocks, stages, strict=True)]
@@ -119,6 +119,10 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
             tables.append(scores.clamp(min=0))
         return torch.stack(tables, dim=1)
 
+    def _absent(self, queries: Tensor, tables: Tensor) -> Tensor:
+        blocks = self._turned(self._queries(queries)).unflatten(-1, (self.groups, -1))
+        return blocks.square().sum(dim=-1, keepdim=True)
+
     @torch.no_grad()
     def fit(self, x: Tensor, *, iterations: int = 25, rotation_rounds: int = 20) -> ProductVQ:
         """Set the books by k-means on a bank x [N, D], block by block, and with `rotation` R as well; returns self.
@@ -134,7 +138,7 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
                     [F.embedding(k, self._emitted(i)) for i, k in enumerate(self._encode(z).unbind(-1))], dim=-1
                 )
                 u, _, vt = torch.linalg.svd((z.t() @ decoded).double(), full_matrices=False)
-                self.rotation.copy_(u @ vt)
+                self.rotation = (u @ vt).to(self.rotation)  # not in place: a graph may hold the old one
         self._fit_blocks(z, iterations, warm=self.rotation is not None)
         return self
 

@@ -23,8 +23,10 @@ from tokenry.codecs.vq.base import Choice, Quantized
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks.codebooks import code_bias, nearest_codes
+from tokenry.core.codebooks.codebooks import code_bias, nearest_codes, row_chunks
 from tokenry.core.codebooks.estimators import SOFT_ESTIMATORS
+from tokenry.core.codebooks.pending import in_backward
+from tokenry.core.codebooks.ranks import joined_rows, world_size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +40,8 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         levels: number of codebooks M.
         codebook_size: K of each.
         quantizer_dropout: probability, in training, that only a random prefix of the levels is used.
-        dropout_scope: draw once per "batch", or for each "sample" (entry of the first axis).
+        dropout_scope: draw once per "batch" (each rank its own), once for the batch "joined" over ranks, or for each "sample"
+            (entry of the first axis).
         allowed_levels: lengths a prefix may have; 1 ... M by default.
         beam: number of partial sums kept at each level; 1 is greedy.
         options: as for `VectorQuantizer`, level by level (distance, ema, decay, ..., seed, channels_first). With "cosine" a
@@ -57,7 +60,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         codebook_size: int,
         *,
         quantizer_dropout: float = 0.0,
-        dropout_scope: Literal["batch", "sample"] = "batch",
+        dropout_scope: Literal["batch", "joined", "sample"] = "batch",
         allowed_levels: Sequence[int] | None = None,
         beam: int = 1,
         **options: Unpack[LookupOptions],
@@ -65,7 +68,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         super().__init__(dim, codebook_size, books=check_int("levels", levels, 1), **options)
         self.levels = levels
         self.quantizer_dropout = check_range("quantizer_dropout", quantizer_dropout, 0, 1)
-        self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "sample"))
+        self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "joined", "sample"))
         self.allowed_levels = tuple(check_int("allowed_levels", n, 1, levels) for n in allowed_levels or range(1, levels + 1))
         self.beam = check_int("beam", beam, 1)
         if beam > 1 and (self._dot or self.estimator in SOFT_ESTIMATORS):
@@ -91,16 +94,15 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
 
     def _quantize(self, z: Tensor, keep: Tensor | None, samples: int = 1, levels: int | None = None) -> Choice:
         used = self._count(levels)
-        step = self._next_step()
-        lengths = self._dropped(len(z), samples, used, step, z.device)
+        step = self._next_step(z)
+        lengths = self._dropped(z.shape[0], samples, used, step, z.device)
         planned = self._beam(z, used) if self.beam > 1 and not self._must_start() else None
         residual, total, soft = z, torch.zeros_like(z), None
-        indices, losses = torch.full((len(z), self.levels), -1, device=z.device), []
+        indices, losses = torch.full((z.shape[0], self.levels), -1, device=z.device), []
         for level in range(used):
             active = _both(keep, None if lengths is None else lengths > level)
             if active is not None and not bool(active.any()):
-                self._idle(z, level, step)
-                losses.append(z.new_zeros(()))
+                losses.append(self._idle(z, level, step))
                 continue
             given = None if planned is None else planned[:, level]
             stage = self._answer(residual, active, level, step, given)
@@ -114,19 +116,35 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         return Choice(self._codes(z, total, soft), indices, loss, each)
 
     def _must_start(self) -> bool:
-        return self.training and self._starts_with_kmeans and not bool(self.initialised.all())
+        if not (self.training and self._starts_with_kmeans):
+            return False
+        # a repeated pass takes the way of the first one
+        return not bool(self.initialised.all()) or (self._just_started and in_backward())
+
+    @property
+    def _draws(self) -> bool:
+        return super()._draws or self.quantizer_dropout > 0
 
     def _dropped(self, rows: int, samples: int, used: int, step: int, device: torch.device) -> Tensor | None:
         """Number of levels each row may use [N], or None for all."""
         if not self.training or not self.quantizer_dropout or self._must_start():
             return None
-        generator = self._generator(step * 1009 + 503)
-        draws = 1 if self.dropout_scope == "batch" else samples
+        several, rank = world_size() > 1, torch.distributed.get_rank() if world_size() > 1 else 0
+        manual = self.statistics == "manual"
+        offset, draws = 0, samples if self.dropout_scope == "sample" else 1
+        if self.dropout_scope == "joined" and manual:
+            step, rank = int(self.steps), 0  # one draw for all passes of an optimizer step
+        elif self.dropout_scope == "sample" and several and not manual:
+            (offset, draws), rank = joined_rows(samples, device), 0  # as one process draws for the joined batch
+        elif self.dropout_scope == "joined":
+            rank = 0
+        generator = self._generator(step * 1009 + 503 + rank * 4099)
         drop = torch.rand(draws, generator=generator) < self.quantizer_dropout
         allowed = torch.tensor(self.allowed_levels)
         prefix = allowed[torch.randint(len(allowed), (draws,), generator=generator)]
         lengths = torch.where(drop, prefix, self.levels).clamp(max=used)
-        return lengths.repeat_interleave(rows // draws).to(device)
+        lengths = lengths[offset : offset + samples] if self.dropout_scope == "sample" else lengths
+        return lengths.repeat_interleave(rows // len(lengths)).to(device)
 
     def _encode(self, z: Tensor, levels: int) -> Tensor:
         if self.beam > 1:
@@ -163,13 +181,12 @@ class _Beam(NamedTuple):
 
 def beam_search(z: Tensor, codebook: Tensor, width: int) -> Tensor:
     """Indices [N, M] of rows z [N, D] for books [M, K, D]: at each level the `width` partial sums of least squared error."""
-    books, codes = codebook.shape[:2]
-    rows = max(1, (1 << 22) // (width * codes))
-    return torch.cat([_beam_rows(part, codebook, width) for part in z.split(rows)]) if len(z) else z.new_zeros(0, books).long()
+    rows = max(1, (1 << 22) // (width * codebook.shape[1]))
+    return torch.cat([_beam_rows(part, codebook, width) for part in row_chunks(z, rows)])
 
 
 def _beam_rows(z: Tensor, codebook: Tensor, width: int) -> Tensor:
-    beam = _Beam(z[:, None], torch.zeros(len(z), 1, 0, dtype=torch.long, device=z.device))
+    beam = _Beam(z[:, None], torch.zeros(z.shape[0], 1, 0, dtype=torch.long, device=z.device))
     for book in codebook:
         n, b, _ = beam.residual.shape
         # ||r - c||^2 = ||r||^2 + (||c||^2 - 2 r.c): rows differ in ||r||^2, so it counts here
@@ -181,7 +198,7 @@ def _beam_rows(z: Tensor, codebook: Tensor, width: int) -> Tensor:
         path = beam.indices.gather(1, parent[..., None].expand(-1, -1, beam.indices.shape[2]))
         beam = _Beam(left, torch.cat([path, code[..., None]], dim=2))
     final = beam.residual.square().sum(dim=-1).argmin(dim=1)
-    return beam.indices[torch.arange(len(z), device=z.device), final]
+    return beam.indices[torch.arange(z.shape[0], device=z.device), final]
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -10,7 +10,7 @@ gradient straight through.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -39,7 +39,7 @@ class FSQ(Quantizer):
         channels_first: inputs are [B, D, ...].
 
     Raises:
-        ValueError: a level below its minimum, or a product above 2^62.
+        ValueError, TypeError: a level below its minimum, a product above 2^62, or levels that are no list.
 
     Source: section 3.5 of the survey.
     """
@@ -56,6 +56,8 @@ class FSQ(Quantizer):
         seed: int = 0,
         channels_first: bool = False,
     ) -> None:
+        if not isinstance(levels, Iterable):
+            raise TypeError(f"levels must list the levels of each channel, such as [8, 5, 5], got {levels!r}")
         sizes = tuple(check_int("levels", level, 2) for level in levels)
         if not sizes:
             raise ValueError("levels must name at least one channel, got none")
@@ -91,6 +93,10 @@ class FSQ(Quantizer):
     _middle: Tensor
     _sizes: Tensor
 
+    @property
+    def _squares(self) -> bool:
+        return False
+
     def _bounded(self, z: Tensor) -> Tensor:
         """Channels before rounding, in units of levels: rounded values are -floor(L/2) ... , or 0 ... L - 1 if symmetric."""
         if self.symmetric:
@@ -115,7 +121,7 @@ class FSQ(Quantizer):
         bounded = self._bounded(_side_by_side(z))
         rounded = self._round(bounded.detach())
         codes = self._values(straight_through(bounded, rounded) if bounded.requires_grad else rounded).view(z.shape)
-        return Choice(codes, self._sealed(self._index(rounded), z), z.new_zeros(()))
+        return Choice(codes, self._index(rounded), z.new_zeros(()))
 
     def _encode(self, z: Tensor) -> Tensor:
         return self._index(self._round(self._bounded(_side_by_side(z))))

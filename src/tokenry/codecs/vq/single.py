@@ -52,6 +52,8 @@ class VectorQuantizer(LookupQuantizer):
         - code_dim (`dim`): width of the code space; linear maps lead in and out.
         - entropy_weight (0.0): weight of E[H(p)] - `diversity` (1.0) H(E[p]), p = softmax over the codes.
         - orthogonality (0.0): weight of mean cos^2 between codes (ema=False).
+        - statistics ("forward"): every training pass moves the book; "manual": `update_books()` does, once per optimizer step
+          (gradient accumulation, activation checkpointing).
         - seed (0): of the book and of all draws.
         - channels_first (False): inputs are [B, D, ...].
 
@@ -76,11 +78,11 @@ class VectorQuantizer(LookupQuantizer):
             raise ValueError(f"emit='row' is for distance='cosine' with ema=False, got {got}")
 
     def _emitted(self, book: int) -> Tensor:
-        return self.codebook if self.emit == "row" else self._compared(book)
+        return self._rows(book) if self.emit == "row" else self._compared(book)
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         real = z if keep is None else z[keep]
-        step = self._next_step()
+        step = self._next_step(z)
         points = real if self.emit == "row" else self._prepare(real)
         stage = self._stage(points, 0, step)
         loss = self._with_orthogonality(stage.loss)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, take_joined
 
 # Entries of one block of scores: small enough for a CPU cache, large enough to fill an accelerator.
 _CPU_BLOCK, _DEVICE_BLOCK, _CODES_BLOCK = 1 << 19, 1 << 25, 1 << 14
+
+
+def row_chunks(x: Tensor, rows: int) -> Sequence[Tensor]:
+    """Parts of x [N, ...] of up to `rows` rows; one part in an exported graph, which has to serve any N."""
+    return [x] if torch.compiler.is_exporting() else x.split(rows)
 
 
 def code_bias(codebook: Tensor, *, dot: bool = False) -> Tensor:
@@ -38,6 +42,14 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, dot: bool = False) -> Tensor:
     in N and K.
     """
     x, codebook = x.detach(), codebook.detach()
+    if torch.compiler.is_exporting():  # blocks of rows would fix their number in the graph
+        return _scores(x, codebook, dot).argmin(dim=1)
+    if torch.compiler.is_compiling():
+        return _opaque_nearest(x, codebook, dot)
+    return _blockwise(x, codebook, dot)
+
+
+def _blockwise(x: Tensor, codebook: Tensor, dot: bool) -> Tensor:
     if len(codebook) <= _CODES_BLOCK:
         return _nearest(x, codebook, dot)[0]
     best = index = None
@@ -50,6 +62,21 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, dot: bool = False) -> Tensor:
             index, best = torch.where(closer, found + start, index), torch.where(closer, value, best)
     assert index is not None
     return index
+
+
+# One node of a compiled graph: the search stays blockwise and takes any number of rows.
+@torch.library.custom_op("tokenry::nearest_codes", mutates_args=())
+def _opaque_nearest(x: Tensor, codebook: Tensor, dot: bool) -> Tensor:
+    return _blockwise(x, codebook, dot)
+
+
+@_opaque_nearest.register_fake
+def _(x: Tensor, codebook: Tensor, dot: bool) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=torch.long)
+
+
+def _scores(x: Tensor, codebook: Tensor, dot: bool) -> Tensor:
+    return torch.addmm(code_bias(codebook, dot=dot), x, codebook.t(), alpha=-2)
 
 
 def _nearest(x: Tensor, codebook: Tensor, dot: bool, values: bool = False) -> tuple[Tensor, Tensor]:
@@ -73,14 +100,19 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 
 @torch.no_grad()
-def cluster_sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    """(counts [K], sums [K, D]) of the rows of `x` [N, D] by their index, over all ranks; float64 where the device has it."""
+def local_sums(x: Tensor, indices: Tensor, codes: int) -> Tensor:
+    """Sums of the rows of `x` [N, D] by their index, and in the last column their counts: [K, D + 1]; float64 where it is."""
     dtype = _sum_dtype(x)
     sums = torch.zeros(codes, x.shape[1] + 1, dtype=dtype, device=x.device)
     sums[:, :-1].index_add_(0, indices, x.detach().to(dtype))
     sums[:, -1].index_add_(0, indices, torch.ones_like(indices, dtype=dtype))
-    if dist.is_available() and dist.is_initialized():
-        sum_over_ranks(sums)
+    return sums
+
+
+@torch.no_grad()
+def cluster_sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """(counts [K], sums [K, D]) of the rows of `x` [N, D] by their index, over all ranks."""
+    sums = sum_over_ranks(local_sums(x, indices, codes))
     return sums[:, -1], sums[:, :-1]
 
 

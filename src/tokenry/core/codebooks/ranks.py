@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,6 +19,32 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x)
     return x
+
+
+class _JoinedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return sum_over_ranks(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return sum_over_ranks(grads[0].clone(memory_format=torch.contiguous_format))
+
+
+def joined_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks with a gradient: that of the losses of all ranks, whose mean over ranks DDP takes.
+
+    Every rank has to call it, and to use the result in its loss.
+    """
+    return x if world_size() == 1 else _JoinedSum.apply(x)  # type: ignore[return-value]
+
+
+def joined_mean(total: Tensor, count: Tensor | float) -> Tensor:
+    """`total` / `count`, both summed over ranks first, in one exchange."""
+    if world_size() == 1:
+        return total / count
+    sums = joined_sum(torch.cat([total.flatten(), torch.as_tensor(count).to(total).reshape(1)]))
+    return (sums[:-1] / sums[-1]).view(total.shape)
 
 
 def joined_rows(count: int, device: torch.device) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from tokenry.core.checks import check_int, check_tensor
 
@@ -23,7 +24,7 @@ class CodebookStats:
     - `perplexity` exp(-sum p ln p), in [1, min(K, vectors)]; NaN without vectors
     - `usage` share of codes that were used, at most vectors / K
     - `dead` number of codes that were not used
-    - `losses` loss of each book, where the quantizer has one
+    - `losses` loss of each book, where the quantizer has one, without its graph
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class CodebookStats:
         self.codebook_sizes = (codebook_size,) if isinstance(codebook_size, int) else tuple(codebook_size)
         self.codebook_size = max(self.codebook_sizes)
         self.books = books
-        self.losses = losses
+        self.losses = losses.detach() if isinstance(losses, Tensor) else losses
 
     @cached_property
     def _counts(self) -> Tensor:
@@ -122,6 +123,19 @@ class CodebookStats:
 
     def __repr__(self) -> str:
         return f"CodebookStats({', '.join(f'{name}={value}' for name, value in self.to_dict().items())})"
+
+
+def _of_leaves(indices: Tensor, losses: Tensor | None, sizes: Sequence[int], books: bool) -> CodebookStats:
+    return CodebookStats(indices, sizes, books=books, losses=losses)
+
+
+# an exported module returns its statistics like an eager one
+_pytree.register_pytree_node(
+    CodebookStats,
+    lambda stats: ([stats.indices, stats.losses], (stats.codebook_sizes, stats.books)),
+    lambda leaves, sizes: _of_leaves(*leaves, *sizes),
+    serialized_type_name="tokenry.CodebookStats",
+)
 
 
 def usage(indices: Tensor, codebook_size: int, *, books: bool = False) -> CodebookStats:

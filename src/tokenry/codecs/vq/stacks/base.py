@@ -54,6 +54,27 @@ class Stack(Quantizer):
         """Number of codes of each book, member after member."""
         return self._sizes
 
+    @property
+    def statistics(self) -> str:
+        """ "manual" where a member's books wait for `update_books`, else "forward"."""
+        return "manual" if any(getattr(member, "statistics", "") == "manual" for member in self.members) else "forward"
+
+    def update_books(self) -> None:
+        """`update_books` of every member that waits for it; once per optimizer step, on every rank."""
+        if self.statistics != "manual":
+            raise ValueError("update_books() is for members with statistics='manual', here is none: forward updates the books")
+        for member in self.members:
+            if getattr(member, "statistics", "") == "manual":
+                member.update_books()  # type: ignore[operator]
+
+    @property
+    def _squares(self) -> bool:
+        return any(member._squares for member in self.members)
+
+    @property
+    def _joins_ranks(self) -> bool:
+        return any(member._joins_ranks for member in self.members)
+
     def _parts(self, indices: Tensor) -> list[Tensor]:
         """Indices [..., M] cut into those of each member, as that member takes them."""
         parts = indices.split(list(self.columns[: self._members_in(indices.shape[-1])]), dim=-1)

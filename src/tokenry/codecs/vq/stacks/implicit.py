@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.base import Choice, Quantized, Quantizer, seeded_linear, spread
 from tokenry.codecs.vq.single import check_bank
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks.codebooks import kmeans, nearest_codes
+from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, row_chunks
 from tokenry.core.codebooks.estimators import rotation_trick, straight_through
 from tokenry.core.codebooks.ranks import joined_rows
 from tokenry.core.descent import Plan, descend
@@ -139,9 +139,9 @@ class QINCo(Quantizer):
             return nearest_codes(left, book)
         step = max(1, _CHUNK // (len(book) * max(2 * self.code_dim, self.hidden)))
         found = []
-        for part, sums in zip(left.split(step), partial.split(step), strict=True):
-            rows = book.repeat(len(part), 1)
-            codes = self.books_of[level - 1](rows, sums.repeat_interleave(len(book), dim=0)).view(len(part), *book.shape)
+        for part, sums in zip(row_chunks(left, step), row_chunks(partial, step), strict=True):
+            rows = book.repeat(part.shape[0], 1)
+            codes = self.books_of[level - 1](rows, sums.repeat_interleave(len(book), dim=0)).unflatten(0, (-1, len(book)))
             found.append((codes - part[:, None]).square().sum(dim=-1).argmin(dim=1))
         return torch.cat(found)
 
@@ -163,7 +163,7 @@ class QINCo(Quantizer):
         each = torch.stack([self._loss(points, partial) for partial in partials] + [z.new_zeros(())] * (self.levels - used))
         total = partials[-1] * self.scale
         codes = rotation_trick(real, total) if self.estimator == "rotation" else straight_through(real, total)
-        indices = torch.full((len(real), self.levels), -1, device=z.device)
+        indices = torch.full((real.shape[0], self.levels), -1, device=z.device)
         indices[:, :used] = torch.stack([index for index, _ in steps], dim=-1)
         return Choice(spread(codes, keep), spread(indices, keep, -1), each.sum(), each)
 
@@ -177,12 +177,12 @@ class QINCo(Quantizer):
     def _lookup(self, indices: Tensor) -> Tensor:
         """What each level adds: [..., M, d]."""
         flat = indices.reshape(-1, indices.shape[-1])
-        partial, parts = self.codebook.new_zeros(len(flat), self.code_dim), []
+        partial, parts = self.codebook.new_zeros(flat.shape[0], self.code_dim), []
         for level, index in enumerate(flat.unbind(-1)):
             codes = self._codes(level, index.clamp(min=0), partial).masked_fill((index < 0)[:, None], 0.0)
             partial = partial + codes
             parts.append(codes * self.scale)
-        return torch.stack(parts, dim=-2).view(*indices.shape, self.code_dim)
+        return torch.stack(parts, dim=-2).reshape(indices.shape + (self.code_dim,))
 
     @torch.no_grad()
     def _start(self, z: Tensor, iterations: int) -> None:

@@ -25,6 +25,7 @@ from tokenry.codecs.vq.scalar import FSQ
 from tokenry.codecs.vq.stacks.base import Member, Stack, as_columns, checked, describe
 from tokenry.core.checks import check_choice, check_finite, check_int, check_range
 from tokenry.core.codebooks.estimators import straight_through
+from tokenry.core.codebooks.pending import in_backward
 from tokenry.core.codebooks.ranks import world_size
 
 Gradient = Literal["through", "once", "each"]
@@ -123,7 +124,7 @@ class ResidualStack(Stack):
         for number, (level, scale) in enumerate(zip(self.members, self.scales.to(z.dtype), strict=True)):
             active = keep if lengths is None else lengths > number if keep is None else keep & (lengths > number)
             if number >= used or (lengths is not None and active is not None and not bool(active.any())):
-                indices.append(torch.full((len(z), self.columns[number]), -1, device=z.device))
+                indices.append(torch.full((z.shape[0], self.columns[number]), -1, device=z.device))
                 losses.append(z.new_zeros(()))
                 continue
             out = level(left / scale, active)
@@ -154,6 +155,11 @@ class ResidualStack(Stack):
         """Number of levels each row may use [N], or None for all."""
         if not self.training or not self.quantizer_dropout:
             return None
+        if in_backward():
+            raise RuntimeError(
+                "activation checkpointing repeats the forward pass of ResidualStack, which has drawn the levels it uses: keep it "
+                "out of the checkpointed part, or take quantizer_dropout=0"
+            )
         self.steps += 1
         generator = self._generator(int(self.steps) * 1009 + 503)
         draws = 1 if self.dropout_scope == "batch" else samples
