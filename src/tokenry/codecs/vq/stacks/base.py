@@ -56,7 +56,7 @@ class Stack(Quantizer):
 
     @property
     def statistics(self) -> str:
-        """ "manual" where a member's books wait for `update_books`, else "forward"."""
+        """Which is "manual" where a member's books wait for `update_books`, else "forward"."""
         return "manual" if any(getattr(member, "statistics", "") == "manual" for member in self.members) else "forward"
 
     def update_books(self) -> None:

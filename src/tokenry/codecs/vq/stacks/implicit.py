@@ -182,7 +182,7 @@ class QINCo(Quantizer):
             codes = self._codes(level, index.clamp(min=0), partial).masked_fill((index < 0)[:, None], 0.0)
             partial = partial + codes
             parts.append(codes * self.scale)
-        return torch.stack(parts, dim=-2).reshape(indices.shape + (self.code_dim,))
+        return torch.stack(parts, dim=-2).reshape((*indices.shape, self.code_dim))
 
     @torch.no_grad()
     def _start(self, z: Tensor, iterations: int) -> None:

@@ -157,7 +157,7 @@ class ResidualStack(Stack):
             return None
         if in_backward():
             raise RuntimeError(
-                "activation checkpointing repeats the forward pass of ResidualStack, which has drawn the levels it uses: keep it "
+                "activation checkpointing repeats the forward pass of ResidualStack, which has drawn its levels: keep it "
                 "out of the checkpointed part, or take quantizer_dropout=0"
             )
         self.steps += 1
