@@ -14,11 +14,13 @@ LOOK_UP = {
     "distance": ("euclidean", "cosine"),
     "ema": (False, True),
     "smoothing": ("laplace", "clamp"),
-    "estimator": ("straight_through", "rotation", "gumbel", "index_backprop"),
+    "estimator": ("straight_through", "rotation", "gumbel", "index_backprop", "diveq"),
+    "sample_temperature": (0.0, 0.5),
     "kmeans_init": (False, True),
     "reset_threshold": (0.0, 0.9),
     "code_dim": (None, 4),
     "entropy_weight": (0.0, 0.1),
+    "entropy_rows": (None, 9),
     "orthogonality": (0.0, 1.0),
     "statistics": ("forward", "manual"),
 }
@@ -29,6 +31,7 @@ KINDS = {
     "rvq beam": lambda **o: ResidualVQ(6, 2, 8, beam=2, **o),
     "rvq dropout": lambda **o: ResidualVQ(6, 3, 8, quantizer_dropout=0.7, **o),
     "rvq dropout of samples": lambda **o: ResidualVQ(6, 3, 8, quantizer_dropout=0.7, dropout_scope="sample", **o),
+    "rvq shared": lambda **o: ResidualVQ(6, 3, 8, shared=True, quantizer_dropout=0.7, **o),
     "pq": lambda **o: ProductVQ(6, 2, 8, **o),
     "opq": lambda **o: ProductVQ(6, 2, 8, rotation=True, **o),
 }
@@ -47,6 +50,8 @@ def allowed(kind, o):
     if kind == "rvq beam" and (soft or o["distance"] == "cosine"):
         return False
     if kind == "vq row" and (o["ema"] or o["distance"] != "cosine"):
+        return False
+    if (soft and o["sample_temperature"]) or (o["estimator"] == "diveq" and o["ema"]):
         return False
     return not (o["orthogonality"] and o["ema"])
 
@@ -89,6 +94,7 @@ ACCUMULATED = {
     "vq reset": lambda **o: VectorQuantizer(6, 8, reset_threshold=1.5, distance="cosine", **o),
     "vq gradient": lambda **o: VectorQuantizer(6, 8, ema=False, reset_threshold=1.5, **o),
     "rvq": lambda **o: ResidualVQ(6, 3, 8, reset_threshold=1.5, **o),
+    "rvq shared": lambda **o: ResidualVQ(6, 3, 8, shared=True, reset_threshold=1.5, **o),
     "pq": lambda **o: ProductVQ(6, 2, 8, smoothing="clamp", **o),
 }
 
@@ -132,6 +138,9 @@ def test_manual_statistics_in_a_loop_with_an_optimizer_hook():
 REPEATED = {
     "vq": lambda **o: VectorQuantizer(6, 8, **o),
     "vq gumbel": lambda **o: VectorQuantizer(6, 8, estimator="gumbel", temperature=5.0, ema=False, **o),
+    "vq diveq": lambda **o: VectorQuantizer(6, 8, estimator="diveq", ema=False, **o),
+    "vq drawn": lambda **o: VectorQuantizer(6, 8, sample_temperature=0.5, **o),
+    "rvq shared": lambda **o: ResidualVQ(6, 3, 8, shared=True, reset_threshold=1.5, **o),
     "rvq": lambda **o: ResidualVQ(6, 3, 8, reset_threshold=1.5, **o),
     "rvq beam": lambda **o: ResidualVQ(6, 3, 8, beam=3, kmeans_init=True, **o),
     "pq": lambda **o: ProductVQ(6, 2, 8, **o),

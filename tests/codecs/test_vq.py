@@ -381,7 +381,7 @@ def test_a_compiled_book_learns_the_same_and_refuses_nan(make):
 def test_look_up_options_are_named_once():
     """The names that type checkers know are those of the constructor behind them."""
     parameters = inspect.signature(LookupQuantizer.__init__).parameters
-    assert set(LookupOptions.__annotations__) == set(parameters) - {"self", "dim", "codebook_size", "books", "book_dim"}
+    assert set(LookupOptions.__annotations__) == set(parameters) - {"self", "dim", "codebook_size", "books", "book_dim", "shared"}
 
 
 def test_arguments_survive_copies():

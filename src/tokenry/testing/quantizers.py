@@ -93,6 +93,12 @@ def _shapes(make: Callable[[], Quantizer], x: Tensor) -> None:
     _require(out.indices.shape == x.shape[:-1] + books and out.indices.dtype == torch.long, "indices are not int64 [..., M]")
     losses = out.stats.losses
     _require(losses is None or not losses.requires_grad, "stats.losses holds the graph")
+    terms = out.stats.terms
+    if terms is not None:
+        _require(not any(term.requires_grad for term in terms.values()), "stats.terms holds the graph")
+        torch.testing.assert_close(
+            torch.stack(list(terms.values())).sum(), out.loss.detach(), msg="terms do not add up to loss"
+        )
     _require(out.loss.dim() == 0 and bool(torch.isfinite(out.loss)), "loss is not a finite scalar")
     _require(bool((out.indices < quantizer.codebook_size).all()), "an index is not below codebook_size")
     perplexity, usage, dead = out.stats

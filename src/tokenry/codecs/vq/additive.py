@@ -12,6 +12,7 @@ Inside a network the books learn by gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -101,14 +102,21 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         real = z if keep is None else z[keep]
         step = self._next_step(z)
-        if self.training and self._starts_with_kmeans and not bool(self.initialised.all()):
+        if self.training and self._starts_with_kmeans and not self.frozen and not bool(self.initialised.all()):
             self._start_books(real.detach())
         indices = self._encode(real)
         rows = encoders.decode(indices, self.codebook.clone())  # codes may be reset before the backward pass
-        codes, loss = self._codes(real, rows), self._loss(real, rows)
-        if self.training and self.reset_threshold:
+        codes, terms = self._codes(real, rows), self._terms(real, rows)
+        if self.training and self._counts_vectors:
             self._revive((real - rows).detach(), indices, step)
-        return Choice(spread(codes, keep), spread(indices, keep, -1), loss)
+        return Choice(spread(codes, keep), spread(indices, keep, -1), terms)
+
+    def _questions(self, z: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Each book sees what all others leave over."""
+        parts = self._lookup(given).detach()
+        left = z - parts.sum(dim=-2)
+        for book in range(given.shape[1]):
+            yield book, left + parts[:, book]
 
     @torch.no_grad()
     def _start_books(self, residual: Tensor) -> None:

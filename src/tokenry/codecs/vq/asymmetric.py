@@ -97,7 +97,7 @@ class AdditiveSearch(AsymmetricSearch):
     def distance_tables(self, queries: Tensor) -> Tensor:
         """-2 <q, C_m[k]> + ||q||^2 / M, [Q, M, K]; the norm of the decoded vector is added by `search`."""
         q = self._queries(queries)
-        rows = torch.stack([self._emitted(m) for m in range(len(self.codebook))])  # type: ignore[attr-defined]
+        rows = torch.stack([self._emitted(m) for m in range(self.books or 1)])  # type: ignore[attr-defined]
         return q.square().sum(dim=-1)[:, None, None] / len(rows) - 2 * torch.einsum("qd,mkd->qmk", q, rows)
 
     def _absent(self, queries: Tensor, tables: Tensor) -> Tensor:

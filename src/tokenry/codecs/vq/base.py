@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from numbers import Integral, Real
@@ -20,6 +20,7 @@ from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
 from tokenry.core.checks import check_finite, check_float, check_int, check_mask, check_tensor
 from tokenry.core.codebooks.ranks import sum_over_ranks, world_size
 from tokenry.core.codebooks.stats import CodebookStats, check_indices
+from tokenry.core.codebooks.terms import Terms, total
 from tokenry.core.seeding import seeded
 
 Q = TypeVar("Q", bound="Quantizer")
@@ -43,13 +44,15 @@ class Quantized(NamedTuple):
 class Choice(NamedTuple):
     """What a variant decides on rows [N, d] of its code space: codes [N, d], indices [N] or [N, M], loss, loss of each book.
 
-    A loss that costs more than the codes comes as a function, called where it is wanted.
+    A loss may come as its terms by name, and one that costs more than the codes as a function, called where it is wanted;
+    `terms` names the parts of one that comes as a tensor.
     """
 
     codes: Tensor
     indices: Tensor
-    loss: Tensor | Callable[[], Tensor]
+    loss: Tensor | Terms | Callable[[], Tensor | Terms]
     losses: Tensor | None = None
+    terms: Terms | None = None
 
 
 class Quantizer(nn.Module, ABC):
@@ -64,9 +67,11 @@ class Quantizer(nn.Module, ABC):
         code_dim: width d of the code space; linear maps lead in and out where it differs from `dim`.
         books: number of codebooks M, None for a single index.
         codebook_sizes: codes of each book.
+        frozen: whether the books are held as they are, see `freeze`.
     """
 
     _registry: ClassVar[dict[str, type[Quantizer]]] = {}
+    frozen: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -113,6 +118,23 @@ class Quantizer(nn.Module, ABC):
         """Bits of one vector: the sum over books of log2 of their sizes."""
         return float(torch.tensor(self.codebook_sizes, dtype=torch.float64).log2().sum())
 
+    def book_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the books alone, for an optimizer of their own: those of the maps in and out are not among them."""
+        for name, parameter in self.named_parameters():
+            if name.split(".")[0] not in ("project_in", "project_out"):
+                yield parameter
+
+    def freeze(self: Q, frozen: bool = True) -> Q:
+        """Hold the books as they are in training too (or let them learn again); returns self.
+
+        No gradient, moving average, start or replacement changes them; the input keeps its gradient, the maps in and out
+        learn. An attribute of the object, not part of its state.
+        """
+        self.frozen = frozen
+        for parameter in self.book_parameters():
+            parameter.requires_grad_(not frozen)
+        return self
+
     # -- the four calls -------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, with_loss: bool | None = None, **options: Any) -> Quantized:
@@ -130,15 +152,20 @@ class Quantizer(nn.Module, ABC):
         with _island(x):
             choice = self._sealed(self._quantize(z, keep, **options), z)
             codes = self._leave(choice.codes, keep, shape).to(x.dtype)
-            loss = choice.loss
-            if not isinstance(loss, Tensor):
-                wanted = self.training or torch.is_grad_enabled() if with_loss is None else with_loss
-                loss = loss() if wanted else z.new_full((), float("nan"))
+            loss, terms = self._weigh(choice, z, with_loss)
         indices = choice.indices.reshape(shape + choice.indices.shape[1:])
         if keep is not None:
             indices = indices.masked_fill(~keep.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
-        stats = CodebookStats(indices, self.codebook_sizes, books=self.books is not None, losses=choice.losses)
+        stats = CodebookStats(indices, self.codebook_sizes, books=self.books is not None, losses=choice.losses, terms=terms)
         return Quantized(codes, indices, loss, stats)
+
+    def _weigh(self, choice: Choice, z: Tensor, with_loss: bool | None) -> tuple[Tensor, Terms | None]:
+        """The loss, and its terms where they have names."""
+        loss, terms = choice.loss, choice.terms
+        if callable(loss) and not isinstance(loss, Tensor):
+            wanted = self.training or torch.is_grad_enabled() if with_loss is None else with_loss
+            loss = loss() if wanted else z.new_full((), float("nan"))
+        return (total(loss), loss) if isinstance(loss, dict) else (loss, terms)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenry.codecs.vq.base import Quantizer, spread
+from tokenry.codecs.vq.base import spread
+from tokenry.codecs.vq.books.softmax import BookAnswer, BookSoftmax
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks.codebooks import cluster_sums, draw_rows, kmeans, nearest_codes, squared_distances
-from tokenry.core.codebooks.entropy import entropy
-from tokenry.core.codebooks.estimators import (
-    ESTIMATORS,
-    SOFT_ESTIMATORS,
-    gumbel_softmax,
-    index_backprop,
-    rotation_trick,
-    straight_through,
-)
+from tokenry.core.codebooks.codebooks import cluster_sums, draw_rows, kmeans, nearest_codes
+from tokenry.core.codebooks.estimators import ESTIMATORS, SOFT_ESTIMATORS, directional, rotation_trick, straight_through
 from tokenry.core.codebooks.pending import PendingCounts, eagerly, in_backward
-from tokenry.core.codebooks.ranks import joined_mean, joined_rows, sum_over_ranks, world_size
+from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, world_size
+from tokenry.core.codebooks.terms import Terms, zero
 
 Distance = Literal["euclidean", "cosine"]
-Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop"]
+Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop", "diveq"]
 
 
 class LookupOptions(TypedDict, total=False):
@@ -38,12 +32,15 @@ class LookupOptions(TypedDict, total=False):
     commitment: float
     estimator: Estimator
     temperature: float
+    noise_variance: float
+    sample_temperature: float
     kmeans_init: bool
     kmeans_iterations: int
     reset_threshold: float
     reset_count: float | None
     code_dim: int | None
     entropy_weight: float
+    entropy_rows: int | None
     diversity: float
     orthogonality: float
     statistics: Literal["forward", "manual"]
@@ -51,16 +48,7 @@ class LookupOptions(TypedDict, total=False):
     channels_first: bool
 
 
-class BookAnswer(NamedTuple):
-    """One book's answer for rows z [n, d]: rows q [n, d], indices [n], loss; `soft` is q with a soft gradient."""
-
-    rows: Tensor
-    indices: Tensor
-    loss: Tensor
-    soft: Tensor | None = None
-
-
-class LookupQuantizer(Quantizer):
+class LookupQuantizer(BookSoftmax):
     """Shared by the variants with learned books; `codebook` is [K, d], or [M, K, d] for several books.
 
     EMA books keep, besides the book, `counts` n_k and `mass`: the running sum m_k of a code is c_k mass_k, so that the
@@ -80,6 +68,7 @@ class LookupQuantizer(Quantizer):
         *,
         books: int | None = None,
         book_dim: int | None = None,
+        shared: bool = False,
         code_dim: int | None = None,
         distance: Distance = "euclidean",
         ema: bool = True,
@@ -89,11 +78,14 @@ class LookupQuantizer(Quantizer):
         commitment: float = 1.0,
         estimator: Estimator = "straight_through",
         temperature: float = 1.0,
+        noise_variance: float = 1e-3,
+        sample_temperature: float = 0.0,
         kmeans_init: bool = False,
         kmeans_iterations: int = 10,
         reset_threshold: float = 0.0,
         reset_count: float | None = None,
         entropy_weight: float = 0.0,
+        entropy_rows: int | None = None,
         diversity: float = 1.0,
         orthogonality: float = 0.0,
         statistics: Literal["forward", "manual"] = "forward",
@@ -110,21 +102,31 @@ class LookupQuantizer(Quantizer):
         self.commitment = check_range("commitment", commitment, 0)
         self.estimator = check_choice("estimator", estimator, ESTIMATORS)
         self.temperature = check_range("temperature", temperature, 0, low_open=True)
+        self.noise_variance = check_range("noise_variance", noise_variance, 0)
+        self.sample_temperature = check_range("sample_temperature", sample_temperature, 0)
         self.kmeans_iterations = check_int("kmeans_iterations", kmeans_iterations, 1)
         self.reset_threshold = check_range("reset_threshold", reset_threshold, 0)
         self.reset_count = check_range("reset_count", reset_threshold if reset_count is None else reset_count, 0)
         self.entropy_weight = check_range("entropy_weight", entropy_weight, 0)
+        self.entropy_rows = None if entropy_rows is None else check_int("entropy_rows", entropy_rows, 1)
         self.diversity = check_range("diversity", diversity, 0)
         self.orthogonality = check_range("orthogonality", orthogonality, 0)
         if orthogonality and ema:
             raise ValueError(f"orthogonality={orthogonality} is a gradient on the book and needs ema=False")
+        if estimator == "diveq" and ema:
+            raise ValueError("estimator='diveq' learns the book by the gradient of the codes and needs ema=False, got ema=True")
+        if sample_temperature and estimator in SOFT_ESTIMATORS:
+            raise ValueError(
+                f"sample_temperature={sample_temperature} draws codes, which estimator={estimator!r} does by itself"
+            )
         self.statistics = check_choice("statistics", statistics, ("forward", "manual"))
-        self._pending = [PendingCounts(codebook_size, self.reset_threshold > 0) for _ in range(books or 1)]
+        self.shared = shared
+        self._pending = [PendingCounts(codebook_size, self.reset_threshold > 0) for _ in range(1 if shared else books or 1)]
         self._just_started = False
         self._add_book(book_dim or self.code_dim, kmeans_init)
 
     def _add_book(self, width: int, kmeans_init: bool) -> None:
-        lead = () if self.books is None else (self.books,)
+        lead = () if self.books is None else (1 if self.shared else self.books,)
         # uniform in +-1/K, as VQ-VAE starts; unit rows for cosine codes
         book = torch.empty(*lead, self.codebook_size, width)
         generator = torch.Generator().manual_seed(self.seed)
@@ -154,7 +156,7 @@ class LookupQuantizer(Quantizer):
     def _state(self, name: str, book: int) -> Tensor:
         """The part of a buffer that belongs to one book: a view."""
         whole = getattr(self, name)
-        return whole if self.books is None else whole[book]
+        return whole if self.books is None else whole[0 if self.shared else book]
 
     def _rows(self, book: int) -> Tensor:
         """Rows of a book for the graph [K, d]: a copy, since the book may be written before the backward pass reads them."""
@@ -175,14 +177,15 @@ class LookupQuantizer(Quantizer):
 
     def _stage(self, z: Tensor, book: int, step: int, given: Tensor | None = None) -> BookAnswer:
         """Choose codes for real rows z [n, d] from one book (or take the `given` ones); in training the book learns."""
-        if self.training and self._starts_with_kmeans:
+        if self.training and self._starts_with_kmeans and not self.frozen:
             self._start(z.detach(), book)
-        if given is None and self.training and (self.estimator in SOFT_ESTIMATORS or self.entropy_weight):
+        if given is None and self._needs_logits:
             stage = self._soft_stage(z, book, step)
         else:
             indices = nearest_codes(z, self._compared(book), dot=self._dot) if given is None else given
             rows = F.embedding(indices, self._emitted(book))
-            stage = BookAnswer(rows, indices, self._loss(z, rows))
+            extra = self._some_entropies(z, book, step) if given is None and self.training else {}
+            stage = BookAnswer(rows, indices, self._terms(z, rows) | extra)
         if self.training:
             self._learn(z.detach(), stage.indices, book, step)
         return stage
@@ -193,52 +196,30 @@ class LookupQuantizer(Quantizer):
             return self._stage(self._prepare(z), book, step, given)
         stage = self._stage(self._prepare(z[keep]), book, step, None if given is None else given[keep])
         soft = None if stage.soft is None else spread(stage.soft, keep)
-        return BookAnswer(spread(stage.rows, keep), spread(stage.indices, keep, -1), stage.loss, soft)
+        return BookAnswer(spread(stage.rows, keep), spread(stage.indices, keep, -1), stage.terms, soft)
 
-    def _codes(self, z: Tensor, rows: Tensor, soft: Tensor | None = None) -> Tensor:
-        """The rows with the estimator's gradient."""
+    def _codes(self, z: Tensor, rows: Tensor, soft: Tensor | None = None, step: int = 0, book: int = 0) -> Tensor:
+        """The rows with the estimator's gradient, and in training DiVeQ's noise."""
         if soft is not None:
             return soft
+        if self.estimator == "diveq":
+            return directional(z, rows, self.noise_variance, self._noise(step, book, z.device) if self.training else None)
         return rotation_trick(z, rows) if self.estimator == "rotation" else straight_through(z, rows)
 
-    def _soft_stage(self, z: Tensor, book: int, step: int) -> BookAnswer:
-        """Answer with the logits of all codes: for soft estimators and the entropy term. Memory O(n K)."""
-        compared, emitted = self._compared(book), self._emitted(book)
-        logits = z @ compared.t() if self._dot else -squared_distances(z, compared)
-        extra = self._entropy_term(logits)
-        if self.estimator not in SOFT_ESTIMATORS:
-            indices = logits.detach().argmax(dim=-1)
-            rows = F.embedding(indices, emitted)
-            return BookAnswer(rows, indices, self._loss(z, rows) + extra)
-        if self.estimator == "gumbel":
-            weights, indices = gumbel_softmax(logits, self.temperature, self._noise(step, book, z.device))
-        else:
-            weights, indices = index_backprop(logits, self.temperature)
-        codes, rows = weights @ emitted, F.embedding(indices, emitted)
-        return BookAnswer(rows, indices, self._loss(z, rows) + extra, straight_through(codes, rows))
+    def _terms(self, z: Tensor, rows: Tensor) -> Terms:
+        """Commitment ||z - sg(q)||^2, and for a book that learns by gradient ||sg(z) - q||^2, means over all elements.
 
-    def _noise(self, step: int, book: int, device: torch.device) -> torch.Generator:
-        rank = torch.distributed.get_rank() if world_size() > 1 else 0
-        return self._generator((step * 1009 + book) * 4099 + rank + 1, device)
+        DiVeQ has neither.
+        """
+        if self.estimator == "diveq":
+            return zero(z)
+        terms = {"commitment": self.commitment * F.mse_loss(z, rows.detach())}
+        return terms if self.ema else terms | {"codebook": F.mse_loss(rows, z.detach())}
 
-    def _loss(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Commitment ||z - sg(q)||^2 + ||sg(z) - q||^2 (without EMA), means over all elements."""
-        loss = self.commitment * F.mse_loss(z, rows.detach())
-        return loss if self.ema else loss + F.mse_loss(rows, z.detach())
+    def _orthogonality_terms(self) -> Terms:
+        return {"orthogonality": self._orthogonality()} if self.orthogonality else {}
 
-    def _entropy_term(self, logits: Tensor) -> Tensor:
-        """Weight (E_z[H(p)] - diversity H(E_z[p])) with p = softmax(logits / temperature)."""
-        if not self.entropy_weight:
-            return logits.new_zeros(())
-        shares = (logits / self.temperature).softmax(dim=-1)
-        sums = torch.cat([shares.sum(dim=0), entropy(shares).sum()[None]])
-        means = joined_mean(sums, float(len(logits)))
-        return self.entropy_weight * (means[-1] - self.diversity * entropy(means[:-1]))
-
-    def _with_orthogonality(self, loss: Tensor) -> Tensor:
-        return loss + self._orthogonality_term() if self.orthogonality else loss
-
-    def _orthogonality_term(self) -> Tensor:
+    def _orthogonality(self) -> Tensor:
         """Weight (mean over pairs of cos^2 - 1/K), summed over books; through the d x d Gram matrix."""
         unit = F.normalize(self.codebook.clone(), dim=-1)
         gram = unit.transpose(-1, -2) @ unit
@@ -280,10 +261,10 @@ class LookupQuantizer(Quantizer):
         """EMA update of one book with rows z [n, d] of all ranks, then replacement of its dead codes."""
         if not self._counts_vectors:
             return
-        if self.statistics == "forward":
+        if self.statistics == "forward" and not self.shared:
             self._update(*cluster_sums(z, indices, self.codebook_size), z, book, step)
         elif not in_backward():
-            self._pending[book].add(z, indices)
+            self._pending[0 if self.shared else book].add(z, indices)
 
     @torch.no_grad()
     def update_books(self) -> None:
@@ -294,10 +275,14 @@ class LookupQuantizer(Quantizer):
         if self.statistics != "manual":
             raise ValueError(f"update_books() is for statistics='manual', got {self.statistics!r}: forward updates the books")
         self.steps += 1
+        self._take_pending(int(self.steps))
+
+    @torch.no_grad()
+    def _take_pending(self, step: int) -> None:
         for book, pending in enumerate(self._pending if self._counts_vectors else ()):
             sums, rows = pending.take(self.codebook.shape[-1], self.codebook)
             sum_over_ranks(sums)
-            self._update(sums[:, -1], sums[:, :-1], rows, book, int(self.steps))
+            self._update(sums[:, -1], sums[:, :-1], rows, book, step)
 
     def _update(self, seen: Tensor, sums: Tensor, z: Tensor, book: int, step: int) -> None:
         counts, rows = self._state("counts", book), self._state("codebook", book)
@@ -317,13 +302,13 @@ class LookupQuantizer(Quantizer):
         if self.reset_threshold:
             self._reset(z, book, step)
 
-    def _idle(self, z: Tensor, book: int, step: int) -> Tensor:
+    def _idle(self, z: Tensor, book: int, step: int) -> Terms:
         """This rank has nothing for a book that other ranks may be using: take part in their sums, and in their loss."""
         if not (self.training and world_size() > 1):
-            return z.new_zeros(())
-        loss = self._entropy_term(z[:0] @ self._compared(book).t()) if self.entropy_weight else z.new_zeros(())
+            return {}
+        terms = self._entropy_terms(z[:0] @ self._compared(book).t())
         self._learn(z[:0].detach(), torch.empty(0, dtype=torch.long, device=z.device), book, step)
-        return loss
+        return terms
 
     def _reset(self, z: Tensor, book: int, step: int) -> None:
         """Codes whose running count fell below the threshold become random rows of the batch."""
@@ -352,12 +337,11 @@ class LookupQuantizer(Quantizer):
 
     @property
     def _counts_vectors(self) -> bool:
-        return self.ema or self.reset_threshold > 0
+        return not self.frozen and (self.ema or self.reset_threshold > 0)
 
     @property
     def _draws(self) -> bool:
-        """Whether a training step draws noise."""
-        return self.estimator == "gumbel"
+        return super()._draws or (self.estimator == "diveq" and self.noise_variance > 0)
 
     def _next_step(self, z: Tensor) -> int:
         """Seed of the draws of a training step on rows z (0 in evaluation): its number, or with manual statistics of z.

@@ -7,6 +7,7 @@ For search table[i, k] = ||z_i - C_i[k]||^2 and a distance is the sum over block
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_int
 from tokenry.core.codebooks.codebooks import nearest_codes
 from tokenry.core.codebooks.stats import check_indices
+from tokenry.core.codebooks.terms import joined
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -73,17 +75,23 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         step = self._next_step(z)
         blocks = self._blocks(z if keep is None else z[keep])
         stages = [self._stage(block, book, step) for book, block in enumerate(blocks)]
-        codes = [self._codes(block, stage.rows, stage.soft) for block, stage in zip(blocks, stages, strict=True)]
+        pairs = enumerate(zip(blocks, stages, strict=True))
+        codes = [self._codes(block, stage.rows, stage.soft, step, book) for book, (block, stage) in pairs]
         codes = self._combine(torch.stack(codes, dim=-2))
         indices = torch.stack([stage.indices for stage in stages], dim=-1)
         losses = torch.stack([stage.loss for stage in stages])
         # blocks are equally wide, so that the mean over blocks is the mean over all elements
-        loss = self._with_orthogonality(losses.mean())
-        return Choice(spread(codes, keep), spread(indices, keep, -1), loss, losses)
+        terms = joined([stage.terms for stage in stages], [1 / len(stages)] * len(stages)) or {}
+        apart = self._orthogonality_terms()
+        loss = losses.mean() + apart["orthogonality"] if apart else losses.mean()
+        return Choice(spread(codes, keep), spread(indices, keep, -1), loss, losses, terms | apart)
 
     def _encode(self, z: Tensor) -> Tensor:
         found = [nearest_codes(b, self._compared(i), dot=self._dot) for i, b in enumerate(self._blocks(z))]
         return torch.stack(found, dim=-1)
+
+    def _questions(self, z: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor]]:
+        yield from enumerate(self._blocks(z))
 
     def pack(self, indices: Tensor) -> Tensor:
         """Indices [..., M] -> one integer [...], sum_i k_i K^i; -1 where a book has -1.

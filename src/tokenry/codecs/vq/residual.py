@@ -11,7 +11,7 @@ of the already started level m - 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import AdditiveSearch
-from tokenry.codecs.vq.base import Choice, Quantized
+from tokenry.codecs.vq.base import Choice, Quantized, spread
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
@@ -27,6 +27,8 @@ from tokenry.core.codebooks.codebooks import code_bias, nearest_codes, row_chunk
 from tokenry.core.codebooks.estimators import SOFT_ESTIMATORS
 from tokenry.core.codebooks.pending import in_backward
 from tokenry.core.codebooks.ranks import joined_rows, world_size
+from tokenry.core.codebooks.terms import joined, zero
+from tokenry.core.codebooks.terms import total as total_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,6 +46,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
             (entry of the first axis).
         allowed_levels: lengths a prefix may have; 1 ... M by default.
         beam: number of partial sums kept at each level; 1 is greedy.
+        shared: one book for all levels (RQ-VAE), `codebook` [1, K, d]; it learns once a step, from all of them.
         options: as for `VectorQuantizer`, level by level (distance, ema, decay, ..., seed, channels_first). With "cosine" a
             level compares directions and gives out unit rows.
 
@@ -63,9 +66,10 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         dropout_scope: Literal["batch", "joined", "sample"] = "batch",
         allowed_levels: Sequence[int] | None = None,
         beam: int = 1,
+        shared: bool = False,
         **options: Unpack[LookupOptions],
     ) -> None:
-        super().__init__(dim, codebook_size, books=check_int("levels", levels, 1), **options)
+        super().__init__(dim, codebook_size, books=check_int("levels", levels, 1), shared=shared, **options)
         self.levels = levels
         self.quantizer_dropout = check_range("quantizer_dropout", quantizer_dropout, 0, 1)
         self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "joined", "sample"))
@@ -98,25 +102,39 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         lengths = self._dropped(z.shape[0], samples, used, step, z.device)
         planned = self._beam(z, used) if self.beam > 1 and not self._must_start() else None
         residual, total, soft = z, torch.zeros_like(z), None
-        indices, losses = torch.full((z.shape[0], self.levels), -1, device=z.device), []
+        indices, found = torch.full((z.shape[0], self.levels), -1, device=z.device), []
         for level in range(used):
             active = _both(keep, None if lengths is None else lengths > level)
             if active is not None and not bool(active.any()):
-                losses.append(self._idle(z, level, step))
+                found.append(self._idle(z, level, step) or zero(z))
                 continue
             given = None if planned is None else planned[:, level]
             stage = self._answer(residual, active, level, step, given)
             total = total + stage.rows
             soft = stage.soft if soft is None or stage.soft is None else soft + stage.soft
             indices[:, level] = stage.indices
-            losses.append(stage.loss)
+            found.append(stage.terms)
             residual = residual - stage.rows.detach()
-        each = torch.stack([*losses, *[z.new_zeros(())] * (self.levels - used)])
-        loss = each.sum() + self._orthogonality_term() if self.orthogonality else each.sum()
-        return Choice(self._codes(z, total, soft), indices, loss, each)
+        if self.shared and self.training and self.statistics == "forward":
+            self._take_pending(step)
+        each = torch.stack([*map(total_of, found), *[z.new_zeros(())] * (self.levels - used)])
+        apart = self._orthogonality_terms()
+        loss = each.sum() + apart["orthogonality"] if apart else each.sum()
+        if keep is not None and self.estimator == "diveq":
+            # noise is drawn for real rows alone
+            codes = spread(self._codes(z[keep], total[keep], None, step), keep)
+        else:
+            codes = self._codes(z, total, soft, step)
+        return Choice(codes, indices, loss, each, (joined(found) or {}) | apart)
+
+    def _questions(self, z: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for level in range(given.shape[1]):
+            yield level, self._prepare(z)
+            rows = F.embedding(given[:, level].clamp(min=0), self._emitted(level)).detach()
+            z = z - rows.masked_fill((given[:, level] < 0)[:, None], 0.0)
 
     def _must_start(self) -> bool:
-        if not (self.training and self._starts_with_kmeans):
+        if not (self.training and self._starts_with_kmeans) or self.frozen:
             return False
         # a repeated pass takes the way of the first one
         return not bool(self.initialised.all()) or (self._just_started and in_backward())
@@ -158,17 +176,31 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
 
     @torch.no_grad()
     def _beam(self, z: Tensor, levels: int) -> Tensor:
-        return beam_search(z.detach(), self.codebook.detach()[:levels], self.beam)
+        return beam_search(z.detach(), self.codebook.detach().expand(self.levels, -1, -1)[:levels], self.beam)
 
     @torch.no_grad()
     def fit(self, x: Tensor, *, iterations: int = 25) -> ResidualVQ:
         """Set the books by k-means on a bank x [N, D], level after level on the residuals; returns self."""
         residual = self.project_in(check_bank(x, self.dim, self.codebook_size))
+        if self.shared:
+            return self._fit_shared(residual, iterations)
         for level in range(self.levels):
             real = self._prepare(residual)
             fit_book(self, level, real, iterations)
             rows = self._compared(level)
             residual = residual - F.embedding(nearest_codes(real, rows, dot=self._dot), rows)
+        return self
+
+    def _fit_shared(self, z: Tensor, iterations: int) -> ResidualVQ:
+        """k-means of what all levels see: of the vectors first, then of the vectors and all remainders together."""
+        seen = self._prepare(z)
+        for round_ in range(iterations):
+            fit_book(self, 0, seen, iterations if round_ == 0 else 1, warm=round_ > 0)
+            left, parts, rows = z, [], self._compared(0)
+            for _ in range(self.levels):
+                parts.append(self._prepare(left))
+                left = left - F.embedding(nearest_codes(parts[-1], rows, dot=self._dot), rows)
+            seen = torch.cat(parts)
         return self
 
 

@@ -66,8 +66,11 @@ class SimVQ(Quantizer):
         indices = nearest_codes(real, book)
         rows = F.embedding(indices, book)
         codes = rotation_trick(real, rows) if self.estimator == "rotation" else straight_through(real, rows)
-        loss = F.mse_loss(rows, real.detach()) + self.commitment * F.mse_loss(real, rows.detach())
-        return Choice(spread(codes, keep), spread(indices, keep, -1), loss)
+        terms = {
+            "codebook": F.mse_loss(rows, real.detach()),
+            "commitment": self.commitment * F.mse_loss(real, rows.detach()),
+        }
+        return Choice(spread(codes, keep), spread(indices, keep, -1), terms)
 
     def _encode(self, z: Tensor) -> Tensor:
         return nearest_codes(z, self.effective_codebook())

@@ -44,13 +44,18 @@ class VectorQuantizer(LookupQuantizer):
         - epsilon (1e-5): of Laplace smoothing.
         - smoothing ("laplace"): or "clamp" (n~ = max(n, eps)).
         - commitment (1.0): weight of ||z - sg(z_q)||^2.
-        - estimator ("straight_through"): gradient through the choice; or "rotation", "gumbel", "index_backprop".
+        - estimator ("straight_through"): gradient through the choice; or "rotation", "gumbel", "index_backprop", "diveq" (which
+          trains the book by the gradient of the codes, without any loss of its own; ema=False).
         - temperature (1.0): of the softmax over codes (soft estimators, entropy term); an attribute that may be annealed.
+        - noise_variance (1e-3): of DiVeQ's noise in training; 0 for the codes themselves.
+        - sample_temperature (0.0): in training codes are drawn with p = softmax(-distance^2 / it); 0 takes the nearest. An
+          attribute that may be annealed.
         - kmeans_init (False): the first training batch sets the book by `kmeans_iterations` (10) rounds of k-means.
         - reset_threshold (0.0): a code whose running count falls below it becomes a random vector of the batch; 0 = never.
         - reset_count: count given to such a code, `reset_threshold` by default.
         - code_dim (`dim`): width of the code space; linear maps lead in and out.
         - entropy_weight (0.0): weight of E[H(p)] - `diversity` (1.0) H(E[p]), p = softmax over the codes.
+        - entropy_rows (all): so many vectors drawn from the batch for these entropies: memory O(entropy_rows K).
         - orthogonality (0.0): weight of mean cos^2 between codes (ema=False).
         - statistics ("forward"): every training pass moves the book; "manual": `update_books()` does, once per optimizer step
           (gradient accumulation, activation checkpointing).
@@ -85,8 +90,8 @@ class VectorQuantizer(LookupQuantizer):
         step = self._next_step(z)
         points = real if self.emit == "row" else self._prepare(real)
         stage = self._stage(points, 0, step)
-        loss = self._with_orthogonality(stage.loss)
-        return Choice(spread(self._codes(points, stage.rows, stage.soft), keep), spread(stage.indices, keep, -1), loss)
+        codes = self._codes(points, stage.rows, stage.soft, step)
+        return Choice(spread(codes, keep), spread(stage.indices, keep, -1), stage.terms | self._orthogonality_terms())
 
     def _encode(self, z: Tensor) -> Tensor:
         return nearest_codes(z, self._compared(0), dot=self._dot)

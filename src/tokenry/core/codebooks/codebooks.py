@@ -89,6 +89,21 @@ def _nearest(x: Tensor, codebook: Tensor, dot: bool, values: bool = False) -> tu
     return index, value
 
 
+@torch.no_grad()
+def nearest_few(x: Tensor, codebook: Tensor, k: int, *, dot: bool = False) -> tuple[Tensor, Tensor]:
+    """(indices [N, k], squared distances [N, k] ascending) of the k nearest rows of `codebook` [K, D] to those of `x` [N, D].
+
+    With `dot` both have unit rows. Memory O(block + N k).
+    """
+    bias, found, scores = code_bias(codebook, dot=dot), [], []
+    for _, block in score_blocks(x, codebook, bias):
+        near = block.topk(k, dim=1, largest=False)
+        found.append(near.indices)
+        scores.append(near.values)
+    norms = torch.full_like(x[:, :1], 2.0) if dot else x.square().sum(dim=1, keepdim=True)
+    return torch.cat(found), (torch.cat(scores) + norms).clamp(min=0)
+
+
 def squared_distances(x: Tensor, codebook: Tensor) -> Tensor:
     """||x||^2 - 2 x.c + ||c||^2 for all pairs, [N, D] x [K, D] -> [N, K], differentiable: memory O(N K)."""
     return torch.addmm(x.square().sum(dim=-1, keepdim=True) + code_bias(codebook), x, codebook.t(), alpha=-2)

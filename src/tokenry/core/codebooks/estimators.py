@@ -1,4 +1,4 @@
-"""Gradients through the choice of a code: straight-through, rotation trick, Gumbel-softmax, index back-propagation.
+"""Gradients through the choice of a code: straight-through, rotation trick, DiVeQ, Gumbel-softmax, index back-propagation.
 
 z [N, D] is the encoder's output, q [N, D] its code; each estimator has the value of the code and differs in the gradient.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ESTIMATORS = ("straight_through", "rotation", "gumbel", "index_backprop")
+ESTIMATORS = ("straight_through", "rotation", "gumbel", "index_backprop", "diveq")
 
 # Estimators that choose by a softmax over the book and so need the logits of all codes.
 SOFT_ESTIMATORS = ("gumbel", "index_backprop")
@@ -37,6 +37,23 @@ def rotation_trick(z: Tensor, q: Tensor, *, eps: float = 1e-6) -> Tensor:
     along_w, along_e = ((z * v).sum(dim=-1, keepdim=True) for v in (w, e))
     rotated = scale * (z - 2 * along_w * w + 2 * along_e * q_unit)
     return straight_through(torch.where(safe, rotated, z), q)
+
+
+def directional(z: Tensor, q: Tensor, variance: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    """Z + ||q - z|| sg(u), u the direction of q - z + v, v ~ N(0, variance I): as far from z as q, nearly in its direction.
+
+    The length has a gradient to z and to the code. Without a generator or variance the value is exactly q.
+
+    Source: equations of DiVeQ and its variant without noise (Vali et al., 2025, arXiv 2509.26469).
+    """
+    error = q - z
+    length = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
+    towards = error.detach()
+    if generator is not None and variance:
+        noise = torch.randn(towards.shape, dtype=towards.dtype, device=towards.device, generator=generator)
+        towards = towards + variance**0.5 * noise
+    moved = z + length * F.normalize(towards, dim=-1)
+    return moved if generator is not None and variance else q.detach() + (moved - moved.detach())
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
 from tokenry.core.checks import check_int, check_tensor
+from tokenry.core.codebooks.terms import Terms
 
 # Above this many codes counts are taken from sorted indices: memory O(N) instead of O(K).
 _DENSE_CODES = 1 << 20
@@ -25,16 +27,24 @@ class CodebookStats:
     - `usage` share of codes that were used, at most vectors / K
     - `dead` number of codes that were not used
     - `losses` loss of each book, where the quantizer has one, without its graph
+    - `terms` the weighted terms of the loss by name, where it has any, without their graphs
     """
 
     def __init__(
-        self, indices: Tensor, codebook_size: int | Sequence[int], *, books: bool = False, losses: Tensor | None = None
+        self,
+        indices: Tensor,
+        codebook_size: int | Sequence[int],
+        *,
+        books: bool = False,
+        losses: Tensor | None = None,
+        terms: Terms | None = None,
     ):
         self.indices = indices
         self.codebook_sizes = (codebook_size,) if isinstance(codebook_size, int) else tuple(codebook_size)
         self.codebook_size = max(self.codebook_sizes)
         self.books = books
-        self.losses = losses.detach() if isinstance(losses, Tensor) else losses
+        self.losses = _without_graph(losses)
+        self.terms = None if terms is None else {name: _without_graph(term) for name, term in terms.items()}
 
     @cached_property
     def _counts(self) -> Tensor:
@@ -116,7 +126,8 @@ class CodebookStats:
         """The figures as plain numbers, for a log (one transfer each)."""
         names = ("perplexity", "usage", "dead", "vectors")
         figures = {name: getattr(self, name).tolist() for name in names}
-        return figures if self.losses is None else figures | {"losses": self.losses.detach().tolist()}
+        figures |= {} if self.losses is None else {"losses": self.losses.detach().tolist()}
+        return figures | {name: float(term) for name, term in (self.terms or {}).items()}
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.perplexity, self.usage, self.dead))
@@ -125,14 +136,18 @@ class CodebookStats:
         return f"CodebookStats({', '.join(f'{name}={value}' for name, value in self.to_dict().items())})"
 
 
-def _of_leaves(indices: Tensor, losses: Tensor | None, sizes: Sequence[int], books: bool) -> CodebookStats:
-    return CodebookStats(indices, sizes, books=books, losses=losses)
+def _without_graph(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _of_leaves(indices: Tensor, losses: Tensor | None, terms: Terms | None, sizes: Sequence[int], books: bool) -> CodebookStats:
+    return CodebookStats(indices, sizes, books=books, losses=losses, terms=terms)
 
 
 # an exported module returns its statistics like an eager one
 _pytree.register_pytree_node(
     CodebookStats,
-    lambda stats: ([stats.indices, stats.losses], (stats.codebook_sizes, stats.books)),
+    lambda stats: ([stats.indices, stats.losses, stats.terms], (stats.codebook_sizes, stats.books)),
     lambda leaves, sizes: _of_leaves(*leaves, *sizes),
     serialized_type_name="tokenry.CodebookStats",
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from tokenry.codecs.vq.base import Quantizer
 from tokenry.core.checks import check_int
 
+S = TypeVar("S", bound="Stack")
 Member = Quantizer | Mapping[str, Any]
 """A quantizer, or its description as `describe` gives it."""
 
@@ -53,6 +54,18 @@ class Stack(Quantizer):
     def codebook_sizes(self) -> tuple[int, ...]:
         """Number of codes of each book, member after member."""
         return self._sizes
+
+    def book_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the members' books."""
+        for member in self.members:
+            yield from member.book_parameters()  # type: ignore[operator]
+
+    def freeze(self: S, frozen: bool = True) -> S:
+        """`freeze` of every member; returns self."""
+        self.frozen = frozen
+        for member in self.members:
+            member.freeze(frozen)  # type: ignore[operator]
+        return self
 
     @property
     def statistics(self) -> str:

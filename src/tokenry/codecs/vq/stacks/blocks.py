@@ -14,6 +14,7 @@ from torch import Tensor
 from tokenry.codecs.vq.base import Choice
 from tokenry.codecs.vq.stacks.base import Member, Stack, as_columns, as_quantizer, checked, describe
 from tokenry.core.checks import check_int
+from tokenry.core.codebooks.terms import joined
 
 
 class Grouped(Stack):
@@ -47,9 +48,11 @@ class Grouped(Stack):
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         found = [group(block, keep) for group, block in zip(self.members, self._blocks(z), strict=True)]
         losses = torch.stack([out.loss for out in found])
-        shares = torch.tensor(self.widths, dtype=losses.dtype, device=losses.device) / self.code_dim
+        shares = [width / self.code_dim for width in self.widths]
         codes = torch.cat([out.codes for out in found], dim=-1)
-        return Choice(codes, torch.cat([as_columns(out.indices) for out in found], dim=-1), losses @ shares, losses)
+        indices = torch.cat([as_columns(out.indices) for out in found], dim=-1)
+        terms = joined([out.stats.terms for out in found], shares)
+        return Choice(codes, indices, losses @ losses.new_tensor(shares), losses, terms)
 
     def _encode(self, z: Tensor) -> Tensor:
         pairs = zip(self.members, self._blocks(z), strict=True)
@@ -97,7 +100,7 @@ class SharedHeads(Stack):
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         out = self.members[0](self._heads(z), None if keep is None else keep.repeat_interleave(self.heads))
-        return Choice(out.codes.reshape(z.shape), self._columns(out.indices), out.loss)
+        return Choice(out.codes.reshape(z.shape), self._columns(out.indices), out.loss, terms=out.stats.terms)
 
     def _encode(self, z: Tensor) -> Tensor:
         return self._columns(self.members[0].encode(self._heads(z)))  # type: ignore[operator]

@@ -26,6 +26,8 @@ from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, row_chunks
 from tokenry.core.codebooks.estimators import rotation_trick, straight_through
 from tokenry.core.codebooks.ranks import joined_rows
+from tokenry.core.codebooks.terms import Terms, joined
+from tokenry.core.codebooks.terms import total as total_of
 from tokenry.core.descent import Plan, descend
 
 _CHUNK = 1 << 22
@@ -155,21 +157,22 @@ class QINCo(Quantizer):
 
     def _quantize(self, z: Tensor, keep: Tensor | None, levels: int | None = None) -> Choice:
         real, used = z if keep is None else z[keep], self._count(levels)
-        if self.training and not bool(self.initialised):
+        if self.training and not self.frozen and not bool(self.initialised):
             self._start(real.detach(), 10)
         points = real / self.scale
         steps = list(self._steps(points, used))
         partials = [partial for _, partial in steps]
-        each = torch.stack([self._loss(points, partial) for partial in partials] + [z.new_zeros(())] * (self.levels - used))
+        found = [self._terms(points, partial) for partial in partials]
+        each = torch.stack([*map(total_of, found), *[z.new_zeros(())] * (self.levels - used)])
         total = partials[-1] * self.scale
         codes = rotation_trick(real, total) if self.estimator == "rotation" else straight_through(real, total)
         indices = torch.full((real.shape[0], self.levels), -1, device=z.device)
         indices[:, :used] = torch.stack([index for index, _ in steps], dim=-1)
-        return Choice(spread(codes, keep), spread(indices, keep, -1), each.sum(), each)
+        return Choice(spread(codes, keep), spread(indices, keep, -1), each.sum(), each, joined(found))
 
-    def _loss(self, points: Tensor, partial: Tensor) -> Tensor:
-        loss = F.mse_loss(partial, points.detach())
-        return loss + self.commitment * F.mse_loss(points, partial.detach())
+    def _terms(self, points: Tensor, partial: Tensor) -> Terms:
+        commitment = self.commitment * F.mse_loss(points, partial.detach())
+        return {"codebook": F.mse_loss(partial, points.detach()), "commitment": commitment}
 
     def _encode(self, z: Tensor, levels: int) -> Tensor:
         return torch.stack([index for index, _ in self._steps(z / self.scale, levels)], dim=-1)

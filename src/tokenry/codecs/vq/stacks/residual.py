@@ -27,6 +27,7 @@ from tokenry.core.checks import check_choice, check_finite, check_int, check_ran
 from tokenry.core.codebooks.estimators import straight_through
 from tokenry.core.codebooks.pending import in_backward
 from tokenry.core.codebooks.ranks import world_size
+from tokenry.core.codebooks.terms import joined
 
 Gradient = Literal["through", "once", "each"]
 
@@ -120,7 +121,7 @@ class ResidualStack(Stack):
         used = self._count(levels)
         lengths = self._lengths(z, keep, samples, used)
         points = self._bounded(z)
-        left, total, indices, losses = points, torch.zeros_like(points), [], []
+        left, total, indices, losses, terms = points, torch.zeros_like(points), [], [], []
         for number, (level, scale) in enumerate(zip(self.members, self.scales.to(z.dtype), strict=True)):
             active = keep if lengths is None else lengths > number if keep is None else keep & (lengths > number)
             if number >= used or (lengths is not None and active is not None and not bool(active.any())):
@@ -133,10 +134,11 @@ class ResidualStack(Stack):
             left = left - (share if self.gradient == "through" else share.detach())
             indices.append(as_columns(out.indices))
             losses.append(out.loss)
+            terms.append(out.stats.terms)
         if self.gradient == "once":
             total = straight_through(points, total)
         each = torch.stack(losses)
-        return Choice(total, torch.cat(indices, dim=-1), each.sum(), each)
+        return Choice(total, torch.cat(indices, dim=-1), each.sum(), each, joined(terms))
 
     def _encode(self, z: Tensor, levels: int) -> Tensor:
         left, indices = self._bounded(z), []
