@@ -5,6 +5,7 @@ import inspect
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -345,6 +346,16 @@ def test_bad_input():
         usage(torch.tensor([8]), 8)
     with pytest.raises(TypeError, match="integer"):
         usage(torch.tensor([0.5]), 8)
+
+
+def test_numbers_of_numpy_build_and_save(tmp_path):
+    quantizer = VectorQuantizer(np.int64(4), np.int32(8), decay=np.float32(0.5), code_dim=np.int64(3))
+    quantizer.save_pretrained(tmp_path / "vq")
+    loaded = VectorQuantizer.from_pretrained(tmp_path / "vq").eval()
+    assert torch.equal(loaded(randn(9, 4)).indices, quantizer.eval()(randn(9, 4)).indices)
+    for quantizer in (FSQ(np.array([8, 5])), ResidualVQ(4, np.int64(2), 8, allowed_levels=np.array([1, 2]))):
+        quantizer.save_pretrained(tmp_path / "other")
+        assert type(quantizer).from_pretrained(tmp_path / "other").codebook_size == quantizer.codebook_size
 
 
 def test_loading_another_class_is_refused(tmp_path):
