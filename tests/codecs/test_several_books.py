@@ -224,6 +224,21 @@ def test_fit_orders_the_distortions_and_search_is_exact_over_codes():
         torch.testing.assert_close(true.gather(1, positions), distances, rtol=1e-3, atol=1e-2)
         tables = quantizer.distance_tables(queries)
         assert tables.shape == (7, 2, 16)
+        indices[3] = -1
+        indices[5, 1] = -1  # a book without a code adds nothing
+        distances, positions = quantizer.search(queries, indices, 9)
+        true = (queries[:, None] - quantizer.decode(indices)).square().sum(-1)
+        torch.testing.assert_close(distances, true.sort(dim=1).values[:, :9], rtol=1e-3, atol=1e-2)
+        for wrong, error in ((indices + 16, ValueError), (indices - 1, ValueError), (indices.float(), TypeError)):
+            with pytest.raises(error, match="indices must be"):
+                quantizer.search(queries, wrong, 9)
+    coarse = rvq.encode(x, levels=1)
+    distances, _ = rvq.search(queries, coarse, 9)
+    true = (queries[:, None] - rvq.decode(coarse)).square().sum(-1)
+    torch.testing.assert_close(distances, true.sort(dim=1).values[:, :9], rtol=1e-3, atol=1e-2)
+    with pytest.raises(ValueError, match="2 books"):
+        pq.search(queries, coarse, 9)
+    indices = aq.encode(x)
     with pytest.raises(ValueError, match="k must be"):
         aq.search(queries, indices, 1001)
     with pytest.raises(ValueError, match="queries"):

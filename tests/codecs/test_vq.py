@@ -5,6 +5,7 @@ import inspect
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -347,6 +348,16 @@ def test_bad_input():
         usage(torch.tensor([0.5]), 8)
 
 
+def test_numbers_of_numpy_build_and_save(tmp_path):
+    quantizer = VectorQuantizer(np.int64(4), np.int32(8), decay=np.float32(0.5), code_dim=np.int64(3))
+    quantizer.save_pretrained(tmp_path / "vq")
+    loaded = VectorQuantizer.from_pretrained(tmp_path / "vq").eval()
+    assert torch.equal(loaded(randn(9, 4)).indices, quantizer.eval()(randn(9, 4)).indices)
+    for quantizer in (FSQ(np.array([8, 5])), ResidualVQ(4, np.int64(2), 8, allowed_levels=np.array([1, 2]))):
+        quantizer.save_pretrained(tmp_path / "other")
+        assert type(quantizer).from_pretrained(tmp_path / "other").codebook_size == quantizer.codebook_size
+
+
 def test_loading_another_class_is_refused(tmp_path):
     VectorQuantizer(4, 8).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a 'VectorQuantizer', not a SimVQ"):
@@ -381,7 +392,14 @@ def test_a_compiled_book_learns_the_same_and_refuses_nan(make):
 def test_look_up_options_are_named_once():
     """The names that type checkers know are those of the constructor behind them."""
     parameters = inspect.signature(LookupQuantizer.__init__).parameters
-    assert set(LookupOptions.__annotations__) == set(parameters) - {"self", "dim", "codebook_size", "books", "book_dim", "shared"}
+    assert set(LookupOptions.__annotations__) == set(parameters) - {
+        "self",
+        "dim",
+        "codebook_size",
+        "books",
+        "book_dim",
+        "shared",
+    }
 
 
 def test_arguments_survive_copies():

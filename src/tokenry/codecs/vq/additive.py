@@ -25,6 +25,7 @@ from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks import additive as encoders
 from tokenry.core.codebooks.codebooks import draw_rows
+from tokenry.core.codebooks.moving_average import move_counts
 from tokenry.core.codebooks.ranks import sum_over_ranks
 
 
@@ -131,7 +132,7 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
         for book in range(len(self.codebook)):
             seen = torch.bincount(indices[:, book], minlength=self.codebook_size).to(self.counts.dtype)
             counts = self.counts[book]
-            counts.mul_(self.decay).add_(sum_over_ranks(seen), alpha=1 - self.decay)
+            move_counts(counts, sum_over_ranks(seen), self.decay)
             dead = counts < self.reset_threshold
             if bool(dead.any()):
                 self.codebook[book, dead] = draw_rows(remainder, int(dead.sum()), self._generator(step * 1009 + book))

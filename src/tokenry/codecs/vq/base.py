@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -88,7 +87,7 @@ class Quantizer(nn.Module, ABC):
             _, *given = bound.arguments.items()
             named = dict(given)
             extra = named.pop("options", {})
-            object.__setattr__(made, "arguments", _plain(named | extra))
+            object.__setattr__(made, "arguments", named | extra)
         return made
 
     def __init__(
@@ -371,17 +370,6 @@ class Quantizer(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Arguments, as given."""
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-
-
-def _plain(value: Any) -> Any:
-    """Arguments as JSON can hold them: numpy's numbers as Python's."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(each) for each in value]
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def seeded_linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = True) -> nn.Linear:

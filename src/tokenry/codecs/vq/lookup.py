@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.base import spread
 from tokenry.codecs.vq.books.softmax import BookAnswer, BookSoftmax
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks.codebooks import cluster_sums, draw_rows, kmeans, nearest_codes
+from tokenry.core.codebooks.codebooks import cluster_sums, draw_rows, exporting, kmeans, nearest_codes
 from tokenry.core.codebooks.estimators import ESTIMATORS, SOFT_ESTIMATORS, directional, rotation_trick, straight_through
+from tokenry.core.codebooks.moving_average import SMOOTHINGS, move_counts, move_rows, smoothed
 from tokenry.core.codebooks.pending import PendingCounts, eagerly, in_backward
 from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, world_size
 from tokenry.core.codebooks.terms import Terms, zero
@@ -98,7 +99,7 @@ class LookupQuantizer(BookSoftmax):
         self.ema = ema
         self.decay = check_range("decay", decay, 0, 1, high_open=True)
         self.epsilon = check_range("epsilon", epsilon, 0, low_open=True)
-        self.smoothing = check_choice("smoothing", smoothing, ("laplace", "clamp"))
+        self.smoothing = check_choice("smoothing", smoothing, SMOOTHINGS)
         self.commitment = check_range("commitment", commitment, 0)
         self.estimator = check_choice("estimator", estimator, ESTIMATORS)
         self.temperature = check_range("temperature", temperature, 0, low_open=True)
@@ -247,14 +248,7 @@ class LookupQuantizer(BookSoftmax):
         """Set one book and the counts behind it."""
         self._state("codebook", book).copy_(centres)
         self._state("counts", book).copy_(counts)
-        self._state("mass", book).copy_(self._smoothed(self._state("counts", book)))
-
-    def _smoothed(self, counts: Tensor) -> Tensor:
-        """(n_k + eps) / (sum n + K eps) sum n, or max(n_k, eps) with smoothing='clamp'."""
-        if self.smoothing == "clamp":
-            return counts.clamp(min=self.epsilon)
-        total = counts.sum()
-        return (counts + self.epsilon) / (total + self.codebook_size * self.epsilon) * total
+        self._state("mass", book).copy_(smoothed(self._state("counts", book), self.epsilon, self.smoothing))
 
     @torch.no_grad()
     def _learn(self, z: Tensor, indices: Tensor, book: int, step: int) -> None:
@@ -288,17 +282,10 @@ class LookupQuantizer(BookSoftmax):
         counts, rows = self._state("counts", book), self._state("codebook", book)
         if not len(z) and not bool(seen.any()):
             return  # no rank used this book
-        counts.mul_(self.decay).add_(seen.to(counts.dtype), alpha=1 - self.decay)
+        move_counts(counts, seen, self.decay)
         if self.ema:
-            mass = self._state("mass", book)
-            running = (mass[:, None] * self.decay) * rows + (1 - self.decay) * sums.to(rows.dtype)
-            if self._dot:
-                # the book has unit rows, so the length of the running sum is what has to be remembered
-                mass.copy_(torch.linalg.vector_norm(running, dim=-1))
-                rows.copy_(F.normalize(running, dim=-1))
-            else:
-                mass.copy_(self._smoothed(counts))
-                rows.copy_(running / mass[:, None])
+            average = {"decay": self.decay, "epsilon": self.epsilon, "smoothing": self.smoothing, "dot": self._dot}
+            move_rows(rows, self._state("mass", book), counts, sums, **average)
         if self.reset_threshold:
             self._reset(z, book, step)
 
@@ -323,7 +310,7 @@ class LookupQuantizer(BookSoftmax):
         self._state("mass", book)[dead] = self.reset_count
 
     def _check_rows(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
-        if not torch.compiler.is_exporting():
+        if not exporting():
             self._check_eagerly(rows, z, keep)
 
     @eagerly
@@ -333,7 +320,9 @@ class LookupQuantizer(BookSoftmax):
 
     @property
     def _joins_ranks(self) -> bool:
-        return True
+        # with manual statistics ranks may have different numbers of batches
+        starts = self._starts_with_kmeans and not bool(self.initialised.all())
+        return self.statistics == "forward" or self.entropy_weight > 0 or starts
 
     @property
     def _counts_vectors(self) -> bool:

@@ -26,7 +26,7 @@ from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import code_bias, nearest_codes, row_chunks
 from tokenry.core.codebooks.estimators import SOFT_ESTIMATORS
 from tokenry.core.codebooks.pending import in_backward
-from tokenry.core.codebooks.ranks import joined_rows, world_size
+from tokenry.core.codebooks.ranks import joined_rows, own_rank
 from tokenry.core.codebooks.terms import joined, zero
 from tokenry.core.codebooks.terms import total as total_of
 
@@ -73,15 +73,19 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         self.levels = levels
         self.quantizer_dropout = check_range("quantizer_dropout", quantizer_dropout, 0, 1)
         self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "joined", "sample"))
-        self.allowed_levels = tuple(check_int("allowed_levels", n, 1, levels) for n in allowed_levels or range(1, levels + 1))
+        lengths = range(1, levels + 1) if allowed_levels is None else allowed_levels
+        self.allowed_levels = tuple(check_int("allowed_levels", n, 1, levels) for n in lengths)
         self.beam = check_int("beam", beam, 1)
         if beam > 1 and (self._dot or self.estimator in SOFT_ESTIMATORS):
             given_options = f"distance={self.distance!r}, estimator={self.estimator!r}"
             raise ValueError(f"beam={beam} minimises Euclidean error with hard codes, got {given_options}")
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, levels: int | None = None, *, with_loss: bool | None = None
+    ) -> Quantized:
         """Quantize x [..., D] with all levels, or the first `levels`."""
-        return super().forward(x, mask, samples=x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1, levels=levels)
+        samples = x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1
+        return super().forward(x, mask, with_loss=with_loss, samples=samples, levels=levels)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Tensor:
         """Indices [..., M] of x [..., D], or [..., levels] of the first `levels`; never learns."""
@@ -147,21 +151,17 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         """Number of levels each row may use [N], or None for all."""
         if not self.training or not self.quantizer_dropout or self._must_start():
             return None
-        several, rank = world_size() > 1, torch.distributed.get_rank() if world_size() > 1 else 0
-        manual = self.statistics == "manual"
-        offset, draws = 0, samples if self.dropout_scope == "sample" else 1
-        if self.dropout_scope == "joined" and manual:
-            step, rank = int(self.steps), 0  # one draw for all passes of an optimizer step
-        elif self.dropout_scope == "sample" and several and not manual:
-            (offset, draws), rank = joined_rows(samples, device), 0  # as one process draws for the joined batch
-        elif self.dropout_scope == "joined":
-            rank = 0
-        generator = self._generator(step * 1009 + 503 + rank * 4099)
+        manual, scope = self.statistics == "manual", self.dropout_scope
+        offset, draws, own = 0, samples if scope == "sample" else 1, scope != "joined"
+        if scope == "joined" and manual:
+            step = int(self.steps)  # one draw for all passes of an optimizer step
+        elif scope == "sample" and not manual:
+            (offset, draws), own = joined_rows(samples, device), False  # as one process draws for the joined batch
+        generator = self._generator(step * 1009 + 503 + own_rank() * 4099 * own)
         drop = torch.rand(draws, generator=generator) < self.quantizer_dropout
         allowed = torch.tensor(self.allowed_levels)
         prefix = allowed[torch.randint(len(allowed), (draws,), generator=generator)]
-        lengths = torch.where(drop, prefix, self.levels).clamp(max=used)
-        lengths = lengths[offset : offset + samples] if self.dropout_scope == "sample" else lengths
+        lengths = torch.where(drop, prefix, self.levels).clamp(max=used)[offset : offset + samples]
         return lengths.repeat_interleave(rows // len(lengths)).to(device)
 
     def _encode(self, z: Tensor, levels: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,12 @@ from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, take_joine
 _CPU_BLOCK, _DEVICE_BLOCK, _CODES_BLOCK = 1 << 19, 1 << 25, 1 << 14
 
 
+exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
 def row_chunks(x: Tensor, rows: int) -> Sequence[Tensor]:
     """Parts of x [N, ...] of up to `rows` rows; one part in an exported graph, which has to serve any N."""
-    return [x] if torch.compiler.is_exporting() else x.split(rows)
+    return [x] if exporting() else x.split(rows)
 
 
 def code_bias(codebook: Tensor, *, dot: bool = False) -> Tensor:
@@ -42,7 +45,7 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, dot: bool = False) -> Tensor:
     in N and K.
     """
     x, codebook = x.detach(), codebook.detach()
-    if torch.compiler.is_exporting():  # blocks of rows would fix their number in the graph
+    if exporting():  # blocks of rows would fix their number in the graph
         return _scores(x, codebook, dot).argmin(dim=1)
     if torch.compiler.is_compiling():
         return _opaque_nearest(x, codebook, dot)

@@ -14,6 +14,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """Number of this rank; 0 without an initialised process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum `x` over ranks in place and return it: bit-equal on every rank."""
     if world_size() > 1:

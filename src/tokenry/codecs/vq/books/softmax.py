@@ -19,7 +19,7 @@ from tokenry.core.checks import check_int, check_tensor
 from tokenry.core.codebooks.codebooks import nearest_few, squared_distances
 from tokenry.core.codebooks.entropy import entropy
 from tokenry.core.codebooks.estimators import SOFT_ESTIMATORS, gumbel_softmax, index_backprop, straight_through
-from tokenry.core.codebooks.ranks import joined_mean, world_size
+from tokenry.core.codebooks.ranks import joined_mean, own_rank
 from tokenry.core.codebooks.stats import check_indices
 from tokenry.core.codebooks.terms import Terms, total
 
@@ -101,8 +101,7 @@ class BookSoftmax(Quantizer):
         return BookAnswer(rows, indices, self._terms(z, rows) | extra, straight_through(codes, rows))
 
     def _noise(self, step: int, book: int, device: torch.device) -> torch.Generator:
-        rank = torch.distributed.get_rank() if world_size() > 1 else 0
-        return self._generator((step * 1009 + book) * 4099 + rank + 1, device)
+        return self._generator((step * 1009 + book) * 4099 + own_rank() + 1, device)
 
     def _some_entropies(self, z: Tensor, book: int, step: int) -> Terms:
         """The entropy terms of `entropy_rows` rows drawn from z [n, d], all of them where n is less."""
