@@ -23,6 +23,7 @@ from tokenry.core.checks import check_int, check_range
 from tokenry.core.codebooks.entropy import MAX_JOINT_BITS, batch_entropy, sample_entropy, weighted_mean
 from tokenry.core.codebooks.estimators import straight_through
 from tokenry.core.codebooks.ranks import world_size
+from tokenry.core.codebooks.terms import Terms
 
 
 class BinaryQuantizer(Quantizer):
@@ -55,8 +56,19 @@ class BinaryQuantizer(Quantizer):
         """Absolute value of a code's entries."""
 
     @abstractmethod
-    def _loss(self, z: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
-        """Loss of rows z and their codes; rows of weight 0 do not count."""
+    def _entropy_scales(self) -> tuple[float, float]:
+        """Weights of the sample entropy and of the batch entropy in the loss."""
+
+    def _terms(self, points: Tensor, q: Tensor, weights: Tensor | None) -> Terms:
+        """Loss terms of points and their codes; rows of weight 0 do not count."""
+        terms: Terms = {}
+        if self.commitment or not self.entropy_weight:
+            terms["commitment"] = self._commitment_term(points, q, weights)
+        if self.entropy_weight:
+            logits, (sample, batch) = self._logits(points), self._entropy_scales()
+            terms["sample_entropy"] = sample * sample_entropy(logits, weights, joined=self._joined)
+            terms["batch_entropy"] = batch * batch_entropy(logits, self.groups, weights, joined=self._joined)
+        return terms
 
     def _points(self, z: Tensor) -> Tensor:
         """What is compared with the codes."""
@@ -87,7 +99,7 @@ class BinaryQuantizer(Quantizer):
         q = torch.where(positive, self._size, -self._size).to(points.dtype)
         weights = None if keep is None else keep.to(points.dtype)
         indices = self._weighed(positive, self._weights(self.powers))
-        return Choice(straight_through(points, q), indices, lambda: self._loss(points, q, weights))
+        return Choice(straight_through(points, q), indices, lambda: self._terms(points, q, weights))
 
     def _encode(self, z: Tensor) -> Tensor:
         return self._weighed(self._points(z) > 0, self._weights(self.powers))
@@ -158,14 +170,8 @@ class LFQ(BinaryQuantizer):
     def _squares(self) -> bool:
         return self.commitment > 0
 
-    def _loss(self, z: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
-        loss = self._commitment_term(z, q, weights)
-        if not self.entropy_weight:
-            return loss
-        logits = self._logits(z)
-        sample = sample_entropy(logits, weights, joined=self._joined)
-        batch = batch_entropy(logits, self.groups, weights, joined=self._joined)
-        return loss + self.entropy_weight * (sample - self.diversity * batch)
+    def _entropy_scales(self) -> tuple[float, float]:
+        return self.entropy_weight, -self.entropy_weight * self.diversity
 
 
 class BSQ(BinaryQuantizer):
@@ -220,11 +226,6 @@ class BSQ(BinaryQuantizer):
     def _points(self, z: Tensor) -> Tensor:
         return F.normalize(z, dim=-1)
 
-    def _loss(self, z: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
-        loss = self._commitment_term(z, q, weights)
-        if not self.entropy_weight:
-            return loss
-        logits = self._logits(z)
-        sample = sample_entropy(logits, weights, joined=self._joined)
-        batch = batch_entropy(logits, self.groups, weights, joined=self._joined)
-        return loss + self.entropy_weight * self.temperature * (self.sample_weight * sample - self.diversity * batch)
+    def _entropy_scales(self) -> tuple[float, float]:
+        scale = self.entropy_weight * self.temperature
+        return scale * self.sample_weight, -scale * self.diversity
