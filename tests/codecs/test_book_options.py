@@ -69,7 +69,7 @@ def test_directional_noise_keeps_the_distance_and_turns_more_the_more_there_is()
 @pytest.mark.parametrize("make", [VectorQuantizer, lambda d, k, **o: ResidualVQ(d, 2, k, **o)], ids=["vq", "rvq"])
 def test_diveq_learns_its_books_from_the_task_alone(make):
     quantizer, x = with_scale(make(4, 16, estimator="diveq", ema=False), 32.0), randn(200, 4)
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.05)
     losses = []
     for _ in range(200):
         out = quantizer(x)
@@ -80,7 +80,7 @@ def test_diveq_learns_its_books_from_the_task_alone(make):
         optimizer.step()
         losses.append(float(loss.detach()))
     means = make(4, 16).fit(x).eval()
-    assert losses[-1] < 1.2 * float(F.mse_loss(means(x).codes, x))
+    assert losses[-1] < 1.1 * float(F.mse_loss(means(x).codes, x))
     assert losses[-1] < 0.75 * losses[0]
     out = quantizer.eval()(x)
     torch.testing.assert_close(quantizer.decode(out.indices), out.codes)
