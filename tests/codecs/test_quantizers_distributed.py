@@ -17,6 +17,15 @@ MAKERS = {
     "vq-manual": lambda: codecs.VectorQuantizer(6, 8, reset_threshold=1.5, statistics="manual"),
     "rvq-manual": lambda: codecs.ResidualVQ(6, 3, 8, statistics="manual"),
     "pq": lambda: codecs.ProductVQ(6, 3, 8, reset_threshold=1.0),
+    "rvq-shared": lambda: codecs.ResidualVQ(6, 3, 8, shared=True, kmeans_init=True, dropout_scope="joined", **DROPOUT),
+    "stack": lambda: codecs.ResidualStack(
+        [codecs.VectorQuantizer(6, size, kmeans_init=True, reset_threshold=1.5, seed=size) for size in (8, 5)]
+        + [codecs.FSQ([5, 3], dim=6)],
+        quantizer_dropout=0.5,
+    ),
+    "grouped": lambda: codecs.Grouped([codecs.ResidualVQ(3, 2, 8, seed=g, reset_threshold=1.5) for g in range(2)]),
+    "heads": lambda: codecs.SharedHeads(codecs.VectorQuantizer(2, 8, kmeans_init=True, reset_threshold=1.5), 3),
+    "qinco": lambda: codecs.QINCo(6, 2, 8, kmeans_init=True),
 }
 
 
@@ -80,6 +89,11 @@ def worker(rank, port, out):
     for step in range(6):  # ranks that use different numbers of levels do not wait for each other
         x = batches(step)[1][rank].requires_grad_()
         uneven(x).loss.backward()
+    stack = codecs.ResidualStack(
+        [codecs.VectorQuantizer(6, 8, seed=m) for m in range(3)], quantizer_dropout=0.9, dropout_scope="sample"
+    )
+    for step in range(6):
+        stack(batches(step)[1][rank].view(-1, 1, 6))
     quantizer = codecs.VectorQuantizer(6, 8)
     x = torch.randn(5, 6)
     if rank == 1:
@@ -89,7 +103,7 @@ def worker(rank, port, out):
         quantizer(x)
     except ValueError as error:
         message = str(error)
-    found = {"losses": losses, "prefixes": prefixes, "uneven": uneven.codebook}
+    found = {"losses": losses, "prefixes": prefixes, "uneven": uneven.codebook, "stack": stack.state_dict()}
     torch.save(found | {"states": states, "message": message, "book": quantizer.codebook}, f"{out}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -144,3 +158,4 @@ def test_ranks_draw_prefixes_of_their_own(ranks):
     assert not torch.equal(first, second)
     assert torch.equal(first, lengths(0)), "the first rank draws as one process does"
     assert torch.equal(ranks[0]["uneven"], ranks[1]["uneven"])
+    assert all(torch.equal(value, ranks[1]["stack"][name]) for name, value in ranks[0]["stack"].items())

@@ -26,7 +26,7 @@ from tokenry.codecs.vq.stacks.base import Member, Stack, as_columns, checked, de
 from tokenry.core.checks import check_choice, check_finite, check_int, check_range
 from tokenry.core.codebooks.estimators import straight_through
 from tokenry.core.codebooks.pending import in_backward
-from tokenry.core.codebooks.ranks import world_size
+from tokenry.core.codebooks.ranks import own_rank, world_size
 from tokenry.core.codebooks.terms import joined
 
 Gradient = Literal["through", "once", "each"]
@@ -42,7 +42,8 @@ class ResidualStack(Stack):
         clamp: c, a number or [d]: z becomes c tanh(z / c) before the first level; None leaves it.
         gradient: "through", "once" or "each" (see above).
         quantizer_dropout: probability, in training, that only a random prefix of the levels is used.
-        dropout_scope: draw once per "batch", or for each "sample" (entry of the first axis).
+        dropout_scope: draw once per "batch" (the same on every rank), or for each "sample" (entry of the first axis; of
+            several ranks one sample each uses all levels, so that none waits for another).
         allowed_levels: lengths a prefix may have; 1 ... M by default.
         seed: of the maps and of the draws.
         channels_first: inputs are [B, D, ...].
@@ -163,13 +164,14 @@ class ResidualStack(Stack):
                 "out of the checkpointed part, or take quantizer_dropout=0"
             )
         self.steps += 1
-        generator = self._generator(int(self.steps) * 1009 + 503)
-        draws = 1 if self.dropout_scope == "batch" else samples
+        alone = self.dropout_scope == "sample"
+        generator = self._generator(int(self.steps) * 1009 + 503 + (own_rank() * 4099 if alone else 0))
+        draws = samples if alone else 1
         drop = torch.rand(draws, generator=generator) < self.quantizer_dropout
         allowed = torch.tensor(self.allowed_levels)
         prefix = allowed[torch.randint(len(allowed), (draws,), generator=generator)]
         lengths = torch.where(drop, prefix, len(self.columns)).clamp(max=used)
-        if world_size() > 1 and self.dropout_scope == "sample":
+        if world_size() > 1 and alone:
             # every rank must call every level, whose statistics are summed over ranks: one sample uses them all
             first = 0 if keep is None else int(keep.nonzero()[0]) // (len(z) // draws)
             lengths[first] = used
