@@ -81,6 +81,12 @@ def test_fit_explains_more_than_rvq_of_vectors_it_has_not_seen():
     assert error(quantizer) < 0.8 * error(rvq)
     codes = quantizer.encode(bank.test)
     torch.testing.assert_close(quantizer.decode(codes), quantizer(bank.test).codes, rtol=1e-4, atol=1e-4)
+    distances, positions = quantizer.search(bank.train[:7], codes, 9)
+    true = torch.cdist(bank.train[:7], quantizer.decode(codes)).square()
+    torch.testing.assert_close(distances, true.sort(dim=1).values[:, :9], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(true.gather(1, positions), distances, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="k must be"):
+        quantizer.search(bank.train[:7], codes, len(codes) + 1)
 
 
 def test_arguments_are_named():

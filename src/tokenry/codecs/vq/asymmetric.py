@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tokenry.codecs.vq.base import Quantizer
 from tokenry.core.checks import check_finite, check_int, check_shape
+from tokenry.core.codebooks.codebooks import squared_distances
 from tokenry.core.codebooks.stats import check_indices
 
 if TYPE_CHECKING:
@@ -36,11 +37,42 @@ def search_tables(tables: Tensor, indices: Tensor, k: int, offsets: Tensor | Non
             total += tables[:, book].index_select(1, part[:, book])
         if offsets is not None:
             total += offsets[start : start + rows]
-        near = total.topk(min(k, total.shape[1]), dim=1, largest=False)
-        best, where = torch.cat([best, near.values], dim=1), torch.cat([where, near.indices + start], dim=1)
-        kept = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-        best, where = kept.values, where.gather(1, kept.indices)
+        best, where = _merged(best, where, total, start, k)
     return best, where
+
+
+def _merged(best: Tensor, where: Tensor, found: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k lowest of `best` [Q, b] at positions `where` and `found` [Q, n] at positions from `start`, ascending."""
+    near = found.topk(min(k, found.shape[1]), dim=1, largest=False)
+    best, where = torch.cat([best, near.values], dim=1), torch.cat([where, near.indices + start], dim=1)
+    kept = best.topk(min(k, best.shape[1]), dim=1, largest=False)
+    return kept.values, where.gather(1, kept.indices)
+
+
+class DecodedSearch(_Host):
+    """`search` for quantizers without tables: the bank is decoded block by block."""
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(squared distances [Q, k] ascending, positions [Q, k]) among vectors coded as `indices` [N, M].
+
+        Distances are between the exact query and the decoded vector, in the space of inputs. Memory O(Q block + block D).
+
+        Raises:
+            TypeError: indices are not integers. ValueError: shapes do not fit, an index out of range, non-finite queries, or
+                k > N.
+        """
+        check_shape("queries", queries, "Q D", D=self.dim)
+        check_finite("queries", queries)
+        check_shape("indices", indices, "N M")
+        check_int("k", k, 1, len(indices))
+        q = queries.to(self._dtype(queries))
+        best, where = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.long, device=q.device)
+        rows = max(k, _BLOCK // max(len(q), self.dim))
+        for start in range(0, len(indices), rows):
+            codes = self.decode(indices[start : start + rows])
+            best, where = _merged(best, where, squared_distances(q, codes), start, k)
+        return best.clamp(min=0), where
 
 
 class AsymmetricSearch(_Host):

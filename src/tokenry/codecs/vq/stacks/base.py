@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from tokenry.codecs.vq.asymmetric import DecodedSearch
 from tokenry.codecs.vq.base import Quantizer
 from tokenry.core.checks import check_int
 
@@ -36,7 +37,7 @@ def as_quantizer(name: str, member: Member) -> Quantizer:
     return found(**{key: value for key, value in member.items() if key != "class"})
 
 
-class Stack(Quantizer):
+class Stack(DecodedSearch, Quantizer):
     """Shared by quantizers made of others; each member has its columns in indices [..., M]."""
 
     def __init__(

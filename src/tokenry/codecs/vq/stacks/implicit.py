@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokenry.codecs.vq.asymmetric import DecodedSearch
 from tokenry.codecs.vq.base import Choice, Quantized, Quantizer, seeded_linear, spread
 from tokenry.codecs.vq.single import check_bank
 from tokenry.core.checks import check_choice, check_int, check_range
@@ -51,7 +52,7 @@ class ImplicitBook(nn.Module):
         return y
 
 
-class QINCo(Quantizer):
+class QINCo(DecodedSearch, Quantizer):
     """Residual levels with implicit books: x [..., D] -> codes [..., D], indices [..., M]; `codebook` is [M, K, d].
 
     Args:
