@@ -120,7 +120,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         return Choice(self._codes(z, total, soft), indices, loss, each)
 
     def _must_start(self) -> bool:
-        if not (self.training and self._starts_with_kmeans):
+        if not (self.training and self._starts_on_data):
             return False
         # a repeated pass takes the way of the first one
         return not bool(self.initialised.all()) or (self._just_started and in_backward())

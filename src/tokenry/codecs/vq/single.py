@@ -46,6 +46,8 @@ class VectorQuantizer(LookupQuantizer):
         - commitment (1.0): weight of ||z - sg(z_q)||^2.
         - estimator ("straight_through"): gradient through the choice; or "rotation", "gumbel", "index_backprop".
         - temperature (1.0): of the softmax over codes (soft estimators, entropy term); an attribute that may be annealed.
+        - start: of the book: "uniform" in +-1/K (default with EMA), "kaiming" in +-(6 / (K d))^1/2 (both unit rows for cosine),
+          or "batch" (default of books that learn by gradient): rows of the first training batch, halfway from its mean.
         - kmeans_init (False): the first training batch sets the book by `kmeans_iterations` (10) rounds of k-means.
         - reset_threshold (0.0): a code whose running count falls below it becomes a random vector of the batch; 0 = never.
         - reset_count: count given to such a code, `reset_threshold` by default.
