@@ -92,7 +92,7 @@ def test_every_pair_of_additive_options_trains(row):
 ACCUMULATED = {
     "vq": lambda **o: VectorQuantizer(6, 8, **o),
     "vq reset": lambda **o: VectorQuantizer(6, 8, reset_threshold=1.5, distance="cosine", **o),
-    "vq gradient": lambda **o: VectorQuantizer(6, 8, ema=False, reset_threshold=1.5, **o),
+    "vq gradient": lambda **o: VectorQuantizer(6, 8, ema=False, start="uniform", reset_threshold=1.5, **o),
     "rvq": lambda **o: ResidualVQ(6, 3, 8, reset_threshold=1.5, **o),
     "rvq shared": lambda **o: ResidualVQ(6, 3, 8, shared=True, reset_threshold=1.5, **o),
     "pq": lambda **o: ProductVQ(6, 2, 8, smoothing="clamp", **o),

@@ -208,6 +208,34 @@ def test_kmeans_finds_separated_clusters_and_start_is_kept_on_load():
     assert out.stats.dead == 0
 
 
+def test_gradient_books_start_from_rows_of_the_first_batch():
+    x = randn(40, 3) + 5
+    quantizer = VectorQuantizer(3, 8, ema=False)
+    out = quantizer(x)
+    # every code lies halfway between the mean of the drawn rows and one of them, so that twice its way is that row
+    rows = 2 * (quantizer.codebook - quantizer.codebook.mean(dim=0)) + quantizer.codebook.mean(dim=0)
+    assert bool((torch.cdist(rows.detach(), x).min(dim=1).values < 1e-4).all())
+    assert len(out.indices.unique()) > 4
+    before = quantizer.codebook.clone()
+    quantizer(x * 3)
+    assert torch.equal(quantizer.codebook, before), "once"
+    few = VectorQuantizer(3, 64, ema=False)
+    few(x)
+    assert len(few.codebook.unique(dim=0)) == 64, "rows that come again differ"
+    own = with_book(VectorQuantizer(3, 8, ema=False), randn(8, 3))
+    own(x)
+    assert torch.equal(own.codebook, randn(8, 3)), "a book that was put in stays"
+    assert bool(own.initialised)
+    assert VectorQuantizer(3, 8).start == "uniform"
+    for start, bound in (("uniform", 1 / 64), ("kaiming", (6 / (64 * 30)) ** 0.5)):
+        book = VectorQuantizer(30, 64, ema=False, start=start).codebook
+        assert float(book.detach().abs().max()) == pytest.approx(bound, rel=0.01)
+    assert bool((VectorQuantizer(3, 8, ema=False).eval()(x).indices >= 0).all())
+    levels = ResidualVQ(3, 2, 16, ema=False, seed=1)
+    losses = levels(x).stats.losses
+    assert losses[1] < losses[0], "the second level starts from what the first leaves"
+
+
 def test_lloyd_equals_a_plain_implementation():
     x, k = randn(60, 3), 5
     generator = torch.Generator().manual_seed(7)
@@ -327,6 +355,8 @@ def test_stats_of_huge_books_and_of_permutations(values, random):
         ({"orthogonality": 1.0}, ValueError, "ema=False"),
         ({"emit": "row"}, ValueError, "emit"),
         ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"start": "rows"}, ValueError, "start"),
+        ({"statistics": "later"}, ValueError, "statistics"),
         ({"seed": -1}, ValueError, "seed"),
     ],
 )

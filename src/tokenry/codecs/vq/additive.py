@@ -24,9 +24,8 @@ from tokenry.codecs.vq.lookup import LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks import additive as encoders
-from tokenry.core.codebooks.codebooks import draw_rows
 from tokenry.core.codebooks.moving_average import move_counts
-from tokenry.core.codebooks.ranks import sum_over_ranks
+from tokenry.core.codebooks.ranks import draw_rows, sum_over_ranks
 
 
 class AdditiveVQ(AdditiveSearch, LookupQuantizer):
@@ -43,7 +42,8 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
         ridge: lambda of the least-squares update; None estimates it.
         commitment: weight of ||z - sg(z_q)||^2, beside ||sg(z) - z_q||^2.
         estimator: "straight_through" or "rotation", on the sum.
-        kmeans_init: the first training batch sets book after book by k-means of what is left.
+        start: "batch" (default; the first training batch sets book after book by rows of what is left), "uniform" or "kaiming".
+        kmeans_init: k-means of what is left does.
         reset_threshold: a code whose running count (decay `decay`) falls below it becomes a random remainder z - z_q.
         reset_count: count given to such a code.
         code_dim: width of the code space; linear maps lead in and out.
@@ -69,6 +69,7 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
         ridge: float | None = None,
         commitment: float = 1.0,
         estimator: Literal["straight_through", "rotation"] = "straight_through",
+        start: Literal["uniform", "kaiming", "batch"] | None = None,
         kmeans_init: bool = False,
         kmeans_iterations: int = 10,
         decay: float = 0.8,
@@ -81,7 +82,7 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
         check_choice("estimator", estimator, ("straight_through", "rotation"))
         super().__init__(
             dim, codebook_size, books=check_int("books", books, 1), ema=False, decay=decay, commitment=commitment,
-            estimator=estimator, kmeans_init=kmeans_init, kmeans_iterations=kmeans_iterations,
+            estimator=estimator, start=start, kmeans_init=kmeans_init, kmeans_iterations=kmeans_iterations,
             reset_threshold=reset_threshold, reset_count=reset_count, code_dim=code_dim, seed=seed,
             channels_first=channels_first,
         )  # fmt: skip
@@ -103,7 +104,7 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         real = z if keep is None else z[keep]
         step = self._next_step(z)
-        if self.training and self._starts_with_kmeans and not self.frozen and not bool(self.initialised.all()):
+        if self.training and self._starts_on_data and not self.frozen and not bool(self.initialised.all()):
             self._start_books(real.detach())
         indices = self._encode(real)
         rows = encoders.decode(indices, self.codebook.clone())  # codes may be reset before the backward pass

@@ -20,7 +20,7 @@ from tokenry.core.checks import check_finite, check_float, check_int, check_mask
 from tokenry.core.codebooks.ranks import sum_over_ranks, world_size
 from tokenry.core.codebooks.stats import CodebookStats, check_indices
 from tokenry.core.codebooks.terms import Terms, total
-from tokenry.core.seeding import seeded
+from tokenry.core.seeding import seeded, seeded_linear
 
 Q = TypeVar("Q", bound="Quantizer")
 
@@ -370,16 +370,6 @@ class Quantizer(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Arguments, as given."""
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-
-
-def seeded_linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = True) -> nn.Linear:
-    """A linear layer with the usual uniform start in +-inputs^-1/2, drawn from `generator`."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    bound = inputs**-0.5
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(-bound, bound, generator=generator)
-    return layer
 
 
 def _island(x: Tensor) -> AbstractContextManager[Any]:

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.base import spread
 from tokenry.codecs.vq.books.softmax import BookAnswer, BookSoftmax
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks.codebooks import cluster_sums, draw_rows, exporting, kmeans, nearest_codes
+from tokenry.core.codebooks.codebooks import cluster_sums, exporting, kmeans, nearest_codes
 from tokenry.core.codebooks.estimators import ESTIMATORS, SOFT_ESTIMATORS, directional, rotation_trick, straight_through
 from tokenry.core.codebooks.moving_average import SMOOTHINGS, move_counts, move_rows, smoothed
 from tokenry.core.codebooks.pending import PendingCounts, eagerly, in_backward
-from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, world_size
+from tokenry.core.codebooks.ranks import draw_rows, joined_rows, sum_over_ranks, world_size
+from tokenry.core.codebooks.starts import STARTS, drawn_book, first_rows
 from tokenry.core.codebooks.terms import Terms, zero
 
 Distance = Literal["euclidean", "cosine"]
@@ -35,6 +36,7 @@ class LookupOptions(TypedDict, total=False):
     temperature: float
     noise_variance: float
     sample_temperature: float
+    start: Literal["uniform", "kaiming", "batch"] | None
     kmeans_init: bool
     kmeans_iterations: int
     reset_threshold: float
@@ -81,6 +83,7 @@ class LookupQuantizer(BookSoftmax):
         temperature: float = 1.0,
         noise_variance: float = 1e-3,
         sample_temperature: float = 0.0,
+        start: Literal["uniform", "kaiming", "batch"] | None = None,
         kmeans_init: bool = False,
         kmeans_iterations: int = 10,
         reset_threshold: float = 0.0,
@@ -124,26 +127,26 @@ class LookupQuantizer(BookSoftmax):
         self.shared = shared
         self._pending = [PendingCounts(codebook_size, self.reset_threshold > 0) for _ in range(1 if shared else books or 1)]
         self._just_started = False
-        self._add_book(book_dim or self.code_dim, kmeans_init)
+        self.start = check_choice("start", start or ("uniform" if ema else "batch"), STARTS)
+        self._starts_with_kmeans = kmeans_init
+        self._starts_on_data = kmeans_init or self.start == "batch"
+        self._add_book(book_dim or self.code_dim)
 
-    def _add_book(self, width: int, kmeans_init: bool) -> None:
+    def _first_book(self, width: int) -> Tensor:
         lead = () if self.books is None else (1 if self.shared else self.books,)
-        # uniform in +-1/K, as VQ-VAE starts; unit rows for cosine codes
-        book = torch.empty(*lead, self.codebook_size, width)
-        generator = torch.Generator().manual_seed(self.seed)
-        if self.distance == "cosine":
-            book = F.normalize(book.normal_(generator=generator), dim=-1)
-        else:
-            book.uniform_(-1 / self.codebook_size, 1 / self.codebook_size, generator=generator)
+        return drawn_book((*lead, self.codebook_size, width), self.start, unit=self._dot, seed=self.seed)
+
+    def _add_book(self, width: int) -> None:
+        lead = () if self.books is None else (1 if self.shared else self.books,)
+        book = self._first_book(width)
         if self.ema:
             self.register_buffer("codebook", book)
         else:
             self.codebook = nn.Parameter(book)
         self.register_buffer("counts", torch.ones(*lead, self.codebook_size))
         self.register_buffer("mass", torch.ones(*lead, self.codebook_size))
-        self.register_buffer("initialised", torch.full(lead, not kmeans_init))
+        self.register_buffer("initialised", torch.full(lead, not self._starts_on_data))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self._starts_with_kmeans = kmeans_init
 
     # -- one book ----------------------------------------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ class LookupQuantizer(BookSoftmax):
 
     def _stage(self, z: Tensor, book: int, step: int, given: Tensor | None = None) -> BookAnswer:
         """Choose codes for real rows z [n, d] from one book (or take the `given` ones); in training the book learns."""
-        if self.training and self._starts_with_kmeans and not self.frozen:
+        if self.training and self._starts_on_data and not self.frozen:
             self._start(z.detach(), book)
         if given is None and self._needs_logits:
             stage = self._soft_stage(z, book, step)
@@ -230,19 +233,25 @@ class LookupQuantizer(BookSoftmax):
 
     @torch.no_grad()
     def _start(self, z: Tensor, book: int) -> None:
-        """k-means of the first batch of all ranks becomes the book."""
+        """k-means or rows of the first batch of all ranks become the book."""
         if bool(self._state("initialised", book)):
             return
-        total = joined_rows(len(z), z.device)[1]
-        if total < self.codebook_size:
-            raise ValueError(
-                f"kmeans_init needs at least codebook_size={self.codebook_size} vectors in the first batch, got {total}"
-            )
-        generator = self._generator(-1 - book)
-        centres, counts = kmeans(z, self.codebook_size, iterations=self.kmeans_iterations, generator=generator, dot=self._dot)
-        self._replace(book, centres, counts)
+        generator, size = self._generator(-1 - book), self.codebook_size
+        if self._starts_with_kmeans:
+            total = joined_rows(len(z), z.device)[1]
+            if total < size:
+                raise ValueError(f"kmeans_init needs at least codebook_size={size} vectors in the first batch, got {total}")
+            centres, counts = kmeans(z, size, iterations=self.kmeans_iterations, generator=generator, dot=self._dot)
+            self._replace(book, centres, counts)
+        elif self._is_first(book):
+            self._state("codebook", book).copy_(first_rows(z, size, generator, way=0.5, dot=self._dot))
         self._state("initialised", book).fill_(True)
         self._just_started = True
+
+    def _is_first(self, book: int) -> bool:
+        """Whether a book is the one of the constructor: one that was put in its place stays."""
+        first = self._first_book(self.codebook.shape[-1])
+        return torch.equal(self._state("codebook", book), (first if self.books is None else first[book]).to(self.codebook))
 
     def _replace(self, book: int, centres: Tensor, counts: Tensor) -> None:
         """Set one book and the counts behind it."""
@@ -321,7 +330,7 @@ class LookupQuantizer(BookSoftmax):
     @property
     def _joins_ranks(self) -> bool:
         # with manual statistics ranks may have different numbers of batches
-        starts = self._starts_with_kmeans and not bool(self.initialised.all())
+        starts = self._starts_on_data and not bool(self.initialised.all())
         return self.statistics == "forward" or self.entropy_weight > 0 or starts
 
     @property
@@ -345,21 +354,16 @@ class LookupQuantizer(BookSoftmax):
             self._just_started = self._just_started and repeated
             # the same when the pass is repeated, another for other vectors
             return int(z.detach().double().sum().view(torch.long)) if self._draws else 0
-        if repeated:
-            self._refuse_repetition()
-            return int(self.steps)
-        self._just_started = False
-        self.steps += 1
-        return int(self.steps)
-
-    _without_repetition = "use statistics='manual' and update_books(), or "
-
-    def _refuse_repetition(self) -> None:
-        if self._counts_vectors or self._draws:
+        if repeated and (self._counts_vectors or self._draws):
             raise RuntimeError(
                 f"activation checkpointing repeats the forward pass of {type(self).__name__}, which has moved its books or "
                 f"drawn noise since: {self._without_repetition}keep it out of the checkpointed part"
             )
+        self._just_started = self._just_started and repeated
+        self.steps += not repeated
+        return int(self.steps)
+
+    _without_repetition = "use statistics='manual' and update_books(), or "
 
     def _lookup(self, indices: Tensor) -> Tensor:
         if self.books is None:

@@ -138,7 +138,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
             z = z - rows.masked_fill((given[:, level] < 0)[:, None], 0.0)
 
     def _must_start(self) -> bool:
-        if not (self.training and self._starts_with_kmeans) or self.frozen:
+        if not (self.training and self._starts_on_data) or self.frozen:
             return False
         # a repeated pass takes the way of the first one
         return not bool(self.initialised.all()) or (self._just_started and in_backward())

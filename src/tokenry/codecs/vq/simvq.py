@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenry.codecs.vq.base import Choice, Quantizer, seeded_linear, spread
+from tokenry.codecs.vq.base import Choice, Quantizer, spread
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import nearest_codes
 from tokenry.core.codebooks.estimators import rotation_trick, straight_through
+from tokenry.core.seeding import seeded_linear
 
 
 class SimVQ(Quantizer):

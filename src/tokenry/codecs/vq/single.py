@@ -50,6 +50,8 @@ class VectorQuantizer(LookupQuantizer):
         - noise_variance (1e-3): of DiVeQ's noise in training; 0 for the codes themselves.
         - sample_temperature (0.0): in training codes are drawn with p = softmax(-distance^2 / it); 0 takes the nearest. An
           attribute that may be annealed.
+        - start: of the book: "uniform" in +-1/K (default with EMA), "kaiming" in +-(6 / (K d))^1/2 (both unit rows for cosine),
+          or "batch" (default of books that learn by gradient): rows of the first training batch, halfway from its mean.
         - kmeans_init (False): the first training batch sets the book by `kmeans_iterations` (10) rounds of k-means.
         - reset_threshold (0.0): a code whose running count falls below it becomes a random vector of the batch; 0 = never.
         - reset_count: count given to such a code, `reset_threshold` by default.

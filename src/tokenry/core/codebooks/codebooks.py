@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, take_joined
+from tokenry.core.codebooks.ranks import draw_rows, sum_over_ranks
+from tokenry.core.codebooks.starts import first_rows
 
 # Entries of one block of scores: small enough for a CPU cache, large enough to fill an accelerator.
 _CPU_BLOCK, _DEVICE_BLOCK, _CODES_BLOCK = 1 << 19, 1 << 25, 1 << 14
@@ -135,17 +136,6 @@ def cluster_sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def draw_rows(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows of the batch joined over ranks, [count, D]: distinct rows while there are enough, then with replacement."""
-    offset, total = joined_rows(len(x), x.device)
-    if count <= total:
-        positions = torch.randperm(total, generator=generator)[:count]
-    else:
-        positions = torch.randint(total, (count,), generator=generator)
-    return take_joined(x.detach(), positions, offset)
-
-
-@torch.no_grad()
 def kmeans(
     x: Tensor,
     codes: int,
@@ -158,17 +148,11 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm on the rows of `x` [N, D] of all ranks: (centres [K, D], counts [K]).
 
-    Starts at `start` [K, D], or at random rows drawn to a quarter of their way from the mean: in many dimensions a row is
-    farther from any other row than from the mean, so that rows themselves would end as clusters of one and leave the rest to
-    a single centre.
-    Spherical with `dot` (rows and centres of unit norm). An empty cluster keeps its centre, or moves to a random row with
-    `reseed`; the counts are those of the last assignment.
+    Starts at `start` [K, D], or at `first_rows`, a quarter of their way. Spherical with `dot` (rows and centres of unit norm).
+    An empty cluster keeps its centre, or moves to a random row with `reseed`; the counts are those of the last assignment.
     """
     x = x.detach()
-    if start is None:
-        start = draw_rows(x, codes, generator)
-        start = start if dot else 0.25 * start + 0.75 * start.mean(dim=0)
-    centres = start
+    centres = first_rows(x, codes, generator, way=0.25, dot=dot) if start is None else start
     counts = x.new_zeros(codes)
     for _ in range(iterations):
         counts, sums = cluster_sums(x, nearest_codes(x, centres, dot=dot), codes)

@@ -72,3 +72,14 @@ def take_joined(x: Tensor, positions: Tensor, offset: int) -> Tensor:
     rows = x.new_zeros(len(positions), x.shape[1])
     rows[here] = x[local[here]]
     return sum_over_ranks(rows)
+
+
+@torch.no_grad()
+def draw_rows(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows of the batch joined over ranks, [count, D]: distinct rows while there are enough, then with replacement."""
+    offset, total = joined_rows(len(x), x.device)
+    if count <= total:
+        positions = torch.randperm(total, generator=generator)[:count]
+    else:
+        positions = torch.randint(total, (count,), generator=generator)
+    return take_joined(x.detach(), positions, offset)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import DecodedSearch
-from tokenry.codecs.vq.base import Choice, Quantized, Quantizer, seeded_linear, spread
+from tokenry.codecs.vq.base import Choice, Quantized, Quantizer, spread
 from tokenry.codecs.vq.single import check_bank
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, row_chunks
@@ -30,6 +30,7 @@ from tokenry.core.codebooks.ranks import joined_rows
 from tokenry.core.codebooks.terms import Terms, joined
 from tokenry.core.codebooks.terms import total as total_of
 from tokenry.core.descent import Plan, descend
+from tokenry.core.seeding import seeded_linear
 
 _CHUNK = 1 << 22
 
