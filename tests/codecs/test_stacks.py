@@ -259,3 +259,40 @@ def test_codes_of_a_stack_are_tokens_with_an_offset_per_book():
     indices = Grouped([VectorQuantizer(2, 4), FSQ([8, 5, 5])])(randn(7, 5)).indices
     assert torch.equal(tokens.ids(indices), indices + torch.tensor([100, 104]))
     assert torch.equal(tokens.indices(tokens.ids(indices)), indices)
+
+
+def test_members_are_asked_for_their_losses_as_the_whole_is():
+    stack, x = Grouped([ResidualStack([LFQ(4)]), SharedHeads(LFQ(2), 2)]).eval(), randn(20, 8)
+    with torch.no_grad():
+        assert math.isnan(float(stack(x).loss))
+        asked = stack(x, with_loss=True).loss
+    torch.testing.assert_close(asked, stack(x).loss.detach())
+    assert math.isnan(float(stack(x, with_loss=False).loss))
+
+
+def test_manual_statistics_reach_the_members_wherever_they_are():
+    def make(statistics):
+        heads = SharedHeads(VectorQuantizer(2, 8, statistics=statistics), 2)
+        return Grouped([ResidualStack([VectorQuantizer(4, 8, statistics=statistics), FSQ([5, 5], dim=4)]), heads])
+
+    joined, parts, x = make("forward"), make("manual"), randn(30, 8)
+    parts.load_state_dict(joined.state_dict())
+    joined(x)
+    before = {name: value.clone() for name, value in parts.state_dict().items()}
+    for part in x.split(10):
+        parts(part)
+    assert all(torch.equal(value, before[name]) for name, value in parts.state_dict().items())
+    parts.update_books()
+    for name, value in joined.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value)
+    with pytest.raises(ValueError, match="statistics='manual'"):
+        joined.update_books()
+
+
+def test_the_graph_of_a_level_is_not_repeated_after_its_prefix_was_drawn():
+    from torch.utils.checkpoint import checkpoint
+
+    stack, x = residual_lfq(4, 3, quantizer_dropout=0.5), randn(20, 4).requires_grad_()
+    loss = checkpoint(lambda x: (stack(x.tanh()).codes.tanh() * x).sum(), x, use_reentrant=False)
+    with pytest.raises(RuntimeError, match=r"activation checkpointing repeats .* ResidualStack"):
+        loss.backward()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from tokenry.codecs.vq.asymmetric import DecodedSearch
-from tokenry.codecs.vq.base import Quantizer
+from tokenry.codecs.vq.base import Quantized, Quantizer
 from tokenry.core.checks import check_int
 
 S = TypeVar("S", bound="Stack")
@@ -50,6 +50,10 @@ class Stack(DecodedSearch, Quantizer):
         super().__init__(width, code_dim, len(self._sizes), max(self._sizes), channels_first=channels_first, seed=seed)
         self.members = nn.ModuleList(made)
         self.columns = tuple(len(member.codebook_sizes) for member in made)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, with_loss: bool | None = None, **options: Any) -> Quantized:
+        """Quantize x [..., D]; the members are asked for their losses as this one is."""
+        return super().forward(x, mask, with_loss=with_loss, asked=with_loss, **options)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

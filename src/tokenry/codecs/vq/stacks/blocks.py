@@ -45,8 +45,8 @@ class Grouped(Stack):
     def _blocks(self, z: Tensor) -> list[Tensor]:
         return list(z.split(list(self.widths), dim=-1))
 
-    def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
-        found = [group(block, keep) for group, block in zip(self.members, self._blocks(z), strict=True)]
+    def _quantize(self, z: Tensor, keep: Tensor | None, asked: bool | None = None) -> Choice:
+        found = [group(block, keep, with_loss=asked) for group, block in zip(self.members, self._blocks(z), strict=True)]
         losses = torch.stack([out.loss for out in found])
         shares = [width / self.code_dim for width in self.widths]
         codes = torch.cat([out.codes for out in found], dim=-1)
@@ -98,8 +98,9 @@ class SharedHeads(Stack):
         """Indices [N heads] or [N heads, M] as [N, heads M]."""
         return as_columns(indices).reshape(-1, self.heads * self.columns[0])
 
-    def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
-        out = self.members[0](self._heads(z), None if keep is None else keep.repeat_interleave(self.heads))
+    def _quantize(self, z: Tensor, keep: Tensor | None, asked: bool | None = None) -> Choice:
+        kept = None if keep is None else keep.repeat_interleave(self.heads)
+        out = self.members[0](self._heads(z), kept, with_loss=asked)
         return Choice(out.codes.reshape(z.shape), self._columns(out.indices), out.loss, terms=out.stats.terms)
 
     def _encode(self, z: Tensor) -> Tensor:

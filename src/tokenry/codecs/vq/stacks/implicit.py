@@ -113,9 +113,11 @@ class QINCo(DecodedSearch, Quantizer):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("initialised", torch.tensor(not kmeans_init))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, levels: int | None = None, *, with_loss: bool | None = None
+    ) -> Quantized:
         """Quantize x [..., D] with all levels, or the first `levels`."""
-        return super().forward(x, mask, levels=levels)
+        return super().forward(x, mask, with_loss=with_loss, levels=levels)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Tensor:
         """Indices [..., M] of x [..., D], or [..., levels] of the first `levels`; never learns."""

@@ -98,9 +98,12 @@ class ResidualStack(Stack):
             if not isinstance(level.project_out, nn.Identity):
                 raise ValueError(f"gradient='once' would never train the maps of levels[{number}]; take 'through'")
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, levels: int | None = None, *, with_loss: bool | None = None
+    ) -> Quantized:
         """Quantize x [..., D] with all levels, or the first `levels`."""
-        return super().forward(x, mask, samples=x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1, levels=levels)
+        samples = x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1
+        return super().forward(x, mask, with_loss=with_loss, samples=samples, levels=levels)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Tensor:
         """Indices [..., M] of x [..., D], or of the first `levels`; never learns."""
@@ -118,7 +121,9 @@ class ResidualStack(Stack):
     def _bounded(self, z: Tensor) -> Tensor:
         return z if self.clamp is None else self.clamp * torch.tanh(z / self.clamp)
 
-    def _quantize(self, z: Tensor, keep: Tensor | None, samples: int = 1, levels: int | None = None) -> Choice:
+    def _quantize(
+        self, z: Tensor, keep: Tensor | None, samples: int = 1, levels: int | None = None, asked: bool | None = None
+    ) -> Choice:
         used = self._count(levels)
         lengths = self._lengths(z, keep, samples, used)
         points = self._bounded(z)
@@ -129,7 +134,7 @@ class ResidualStack(Stack):
                 indices.append(torch.full((z.shape[0], self.columns[number]), -1, device=z.device))
                 losses.append(z.new_zeros(()))
                 continue
-            out = level(left / scale, active)
+            out = level(left / scale, active, with_loss=asked)
             share = out.codes * scale
             total = total + share
             left = left - (share if self.gradient == "through" else share.detach())
