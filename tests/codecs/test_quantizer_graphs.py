@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tokenry.codecs import BSQ, FSQ, LFQ, ProductVQ, ResidualVQ, SimVQ, VectorQuantizer
+from tokenry.codecs import BSQ, FSQ, LFQ, Grouped, ProductVQ, ResidualVQ, SharedHeads, SimVQ, VectorQuantizer
+from tokenry.codecs.vq import residual_fsq, residual_lfq
 
 SHAPES = ((2, 9), (3, 14), (4, 33))  # a size of 1 is compiled apart
 CODE_FREE = {
@@ -12,6 +13,9 @@ CODE_FREE = {
     "lfq": lambda: LFQ(6, commitment=0.25),
     "lfq groups": lambda: LFQ(12, groups=3, dim=6),
     "bsq": lambda: BSQ(6, groups=2),
+    "residual fsq": lambda: residual_fsq([5, 3], 3, dim=6),
+    "residual lfq": lambda: residual_lfq(6, 2),
+    "blocks": lambda: Grouped([FSQ([5, 3]), SharedHeads(LFQ(2), 2)]),
 }
 BOOKS = {
     "simvq": lambda: SimVQ(6, 16),

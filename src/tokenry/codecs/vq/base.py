@@ -161,7 +161,7 @@ class Quantizer(nn.Module, ABC):
     def _weigh(self, choice: Choice, z: Tensor, with_loss: bool | None) -> tuple[Tensor, Terms | None]:
         """The loss, and its terms where they have names."""
         loss, terms = choice.loss, choice.terms
-        if callable(loss) and not isinstance(loss, Tensor):
+        if not isinstance(loss, (Tensor, dict)):
             wanted = self.training or torch.is_grad_enabled() if with_loss is None else with_loss
             loss = loss() if wanted else z.new_full((), float("nan"))
         return (total(loss), loss) if isinstance(loss, dict) else (loss, terms)
