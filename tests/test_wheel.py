@@ -61,7 +61,9 @@ def environment(tmp_path_factory):
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (wheel,) = (folder / "dist").glob("*.whl")
-    assert wheel.stat().st_size < 12_500_000  # 5.8 MB of it the VQA bed (at most 8), 4.4 MB the audio codecs: what default commands need
+    assert (
+        wheel.stat().st_size < 12_500_000
+    )  # 5.8 MB of it the VQA bed (at most 8), 4.4 MB the audio codecs: what default commands need
     return Environment(folder, wheel)
 
 

@@ -269,7 +269,7 @@ def test_followers_equal_their_definition(layout):
             inside = [t for t in vocabulary.trie.ids.tolist() if mask[t]]
             asked = draw.sample(range(vocabulary.size), 40) + draw.sample(inside, min(len(inside), 40))
             for token in asked + [t for _, t in vocabulary.trie.matches(data, end)]:
-                assert mask[token] == oracle._holds(tail, text, token), (end, ids[-3:], vocabulary.pieces[token])
+                assert mask[token] == oracle.holds(tail, text, token), (end, ids[-3:], vocabulary.pieces[token])
 
 
 def test_look_ahead_leaves_two_beginnings_open():

@@ -99,8 +99,8 @@ def test_followers_obey_their_definition(name):
             asked = draw.sample(range(vocabulary.size), 40) + [t for _, t in vocabulary.trie.matches(data, end)]
             for token in asked:
                 # What the definition allows must be allowed; the reverse holds but for rare characters (limits of the page).
-                if oracle._holds(tail, text, token):
+                if oracle.holds(tail, text, token):
                     assert mask[token], (end, vocabulary.pieces[token])
             allowed = np.flatnonzero(mask)
             sample = draw.sample(allowed.tolist(), min(40, len(allowed)))
-            assert sum(oracle._holds(tail, text, token) for token in sample) >= 0.9 * len(sample)
+            assert sum(oracle.holds(tail, text, token) for token in sample) >= 0.9 * len(sample)

@@ -84,7 +84,8 @@ def reference(model, units, lengths, quirks):
     code, all_logits = model.slot_code[0], []
     terms = []
     for row, sizes in zip(units, lengths, strict=True):
-        slots = [model.embedding.weight[[*range(V, V + P), *word.tolist()]] + code for word in row]
+        first = C if quirks else V  # released: counted from the width of the canvas, rows of ordinary units
+        slots = [model.embedding.weight[[*range(first, first + P), *word.tolist()]] + code for word in row]
         pooled = [encode_word(model, h, int(n), quirks) for h, n in zip(slots, sizes, strict=True)]
         stream = torch.cat(pooled) + model.word_code[0, : len(row) * P]
         states = causal_blocks(model.words, stream).view(len(row), P, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM
 
 from tokenry.testing import tiny
@@ -20,7 +20,12 @@ TEXT = [
     "\u4e2d\u6587\u5b57\u7b26 and \u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u0442\u0435\u043a\u0441\u0442, \U0001f600\U0001f601 e\u0301!\r\n\r\nHTTPServer 3.14 ... 'tis\n\n\n  we'll they're\n",
     "the the then there these  those   and    andy  andes\n\n\n\n12345 678 9\n \n  \n   x\t\ty",
 ] * 4
-LAYOUTS = ("gpt2", "cl100k", "o200k", "digits", "no_regex", "sentencepiece", "metaspace", "unigram", "added", "superword")
+# One contraction is written with one l only, as a hand-made pattern may have it.
+ONE_L = r"'s|'t|'re|'ve|'m|'l|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LAYOUTS = (
+    "gpt2", "cl100k", "o200k", "digits", "no_regex", "sentencepiece", "metaspace", "unigram", "added", "superword", "one_l",
+    "thinking", "neighbours", "raw_and_normal", "sentencepiece_added",
+)  # fmt: skip
 
 
 def _byte_level(pre: pre_tokenizers.PreTokenizer, size: int = 420) -> Tokenizer:
@@ -72,6 +77,18 @@ def _sentencepiece(unigram: bool, metaspace: bool) -> Tokenizer:
     return tokenizer
 
 
+def _raw(text: str, **sides: bool) -> AddedToken:
+    return AddedToken(text, normalized=False, **sides)
+
+
+_ADDED = {
+    "added": ["\n\n", "\n\n\n", "<table>", "the dog", "12"],
+    "thinking": [_raw("<think>"), _raw("</think>"), _raw("<tool_call>"), _raw("</tool_call>")],
+    "neighbours": [_raw("the", single_word=True), _raw("12", single_word=True), _raw("<mask>", lstrip=True), _raw("<sep>", rstrip=True)],
+    "raw_and_normal": [_raw("dog's"), "g's 12", _raw("34 bones"), " and", "fox isn", _raw("isn't o")],
+}  # fmt: skip
+
+
 @cache
 def make(layout: str) -> Tokenizer:
     """A trained tokenizer of the layout; the same object every time."""
@@ -86,9 +103,15 @@ def make(layout: str) -> Tokenizer:
         return _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     if layout == "superword":
         return _byte_level(_split(r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]{2,}[\r\n/]*| +(?!\S)"), 520)
-    if layout == "added":
-        tokenizer = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
-        tokenizer.add_tokens(["\n\n", "\n\n\n", "<table>", "the dog", "12"])
+    if layout == "one_l":
+        return _byte_level(_split(ONE_L))
+    if layout in _ADDED:
+        tokenizer = _byte_level(_split(CL100K) if layout == "thinking" else pre_tokenizers.ByteLevel(add_prefix_space=False))
+        tokenizer.add_tokens(_ADDED[layout])
+        return tokenizer
+    if layout == "sentencepiece_added":
+        tokenizer = Tokenizer.from_str(_sentencepiece(False, False).to_str())
+        tokenizer.add_tokens(["<think>", "</think>", "\n\n", "\n\n\n", "  "])
         return tokenizer
     return _sentencepiece(layout == "unigram", layout in ("metaspace", "unigram"))
 

@@ -167,22 +167,73 @@ def bpe_parts(tokenizer: Tokenizer) -> tuple[dict[str, int], list[tuple[str, str
     return model["vocab"], merges  # pyright: ignore[reportReturnType]
 
 
+def rebuild(
+    tokenizer: Tokenizer, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], pre_tokenizer: Any = None
+) -> Tokenizer:
+    """`tokenizer` with another BPE vocabulary, and all else that it has.
+
+    Normaliser, decoder, post-processor, model options and added tokens are carried over; added tokens that are not in `vocab`
+    stand behind it, in their order, and the post-processor and padding follow their new ids.
+
+    Args:
+        tokenizer: a BPE tokenizer.
+        vocab: ids 0, 1, ... of the new vocabulary.
+        merges: in order of rank.
+        pre_tokenizer: in place of the tokenizer's own; None keeps that.
+    """
+    definition = json.loads(tokenizer.to_str())
+    added = [token for token in definition["added_tokens"] if token["content"] not in vocab]
+    places = dict(vocab) | {token["content"]: len(vocab) + i for i, token in enumerate(added)}
+    for token in definition["added_tokens"]:
+        token["id"] = places[token["content"]]
+    definition["added_tokens"].sort(key=lambda token: token["id"])
+    definition["model"] |= {"vocab": dict(vocab), "merges": [list(pair) for pair in merges]}
+    _renumber(definition["post_processor"], places)
+    if definition["padding"]:
+        definition["padding"]["pad_id"] = places.get(definition["padding"]["pad_token"], definition["padding"]["pad_id"])
+    made = Tokenizer.from_str(json.dumps(definition))
+    if pre_tokenizer is not None:
+        made.pre_tokenizer = pre_tokenizer
+    return made
+
+
+def _renumber(processor: Any, places: Mapping[str, int]) -> None:
+    """Give the special tokens of a post-processor the ids that they have now."""
+    for part in (processor or {}).get("processors", [processor] if processor else []):
+        for name in ("sep", "cls"):
+            if name in part:
+                part[name] = [part[name][0], places[part[name][0]]]
+        for special in part.get("special_tokens", {}).values() if isinstance(part.get("special_tokens"), dict) else ():
+            special["ids"] = [places[token] for token in special["tokens"]]
+
+
 def truncate(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The tokenizer with its last entries and merges dropped: what training to the smaller size would have given.
+    """The tokenizer with its last merges and what they make dropped: what training to the smaller size would have given.
+
+    `vocab_size` counts the model's vocabulary; added tokens stay, behind it where they stood there. Everything else that the
+    tokenizer has is carried over.
 
     Raises:
+        UnsupportedModelError: no BPE, or a vocabulary that is not in order of training (SentencePiece puts the characters last).
         ValueError: `vocab_size` is smaller than the part that is not made by merges.
     """
     check_int("vocab_size", vocab_size, 1)
     vocab, merges = bpe_parts(tokenizer)
     made = {a + b for a, b in merges}
-    base = sum(token not in made for token in vocab)
-    if vocab_size < base:
-        raise ValueError(f"vocab_size must be at least {base} (bytes and special tokens), got {vocab_size}")
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    base = [token for token in vocab if token not in made]
+    if vocab_size < len(base):
+        raise ValueError(f"vocab_size must be at least {len(base)} (bytes and special tokens), got {vocab_size}")
+    late = [token for token in base if vocab[token] >= vocab_size and token not in added]
+    if late:
+        raise UnsupportedModelError.of(
+            tokenizer,
+            ["BPE vocabularies in order of training"],
+            reason=f"pieces that no merge makes stand at its end ({late[0]!r} has id {vocab[late[0]]}) and would be lost",
+        )
     kept = {token: index for token, index in vocab.items() if index < vocab_size}
     shorter = [(a, b) for a, b in merges if a in kept and b in kept and a + b in kept]
-    specials = [t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special and t.content in kept]
-    return assemble(kept, shorter, tokenizer.pre_tokenizer, specials)
+    return rebuild(tokenizer, kept, shorter)
 
 
 def to_transformers(tokenizer: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:

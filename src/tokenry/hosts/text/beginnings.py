@@ -7,16 +7,21 @@ this is ``encode(decode(ids)) == ids``. A pre-tokenizer that looks ahead makes i
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
-from tokenry.hosts.text.classes import FUTURES, completions, is_prefix, legal_count, may_compose, split_partial
+from tokenry.hosts.text.added import Settled
+from tokenry.hosts.text.classes import completions, is_prefix, legal_count, may_compose, open_futures, split_partial
 from tokenry.hosts.text.merges import MergeTable
 from tokenry.hosts.text.pieces import PieceTable
+
+_OVER_SPACE = re.compile(rb".(?= )", re.DOTALL)
 
 
 class Canonical(ABC):
@@ -24,7 +29,7 @@ class Canonical(ABC):
 
     def __init__(self, vocabulary: PieceTable) -> None:
         self.vocabulary = vocabulary
-        self._heads: OrderedDict[bytes, list[int]] = OrderedDict()
+        self._heads: OrderedDict[bytes, list[int] | None] = OrderedDict()
 
     @abstractmethod
     def followers(self, ids: Sequence[int], data: bytes) -> np.ndarray:
@@ -39,6 +44,8 @@ class Canonical(ABC):
         text, partial = split_partial(data)
         start = self.firm(data)
         head = self._head(data[:start])
+        if head is None:
+            return []
         tail = text.encode()[start:].decode()
         size = len(data) - start
         found: dict[tuple[int, ...], None] = {}
@@ -48,12 +55,26 @@ class Canonical(ABC):
         self._raw_tips(tail, partial, found)
         return [head + list(ids) for ids in found]
 
+    def is_own(self, ids: Sequence[int], data: bytes) -> bool:
+        """Whether the valid beginning `ids` is the encoding of `data` as a whole text; False inside a character."""
+        if split_partial(data[-last_character(data) :])[1]:
+            return False
+        tail, text = self.tail_of(ids, data)
+        return self.vocabulary.encode_text(text.decode()) == tail
+
     def firm(self, data: bytes) -> int:
-        """Offset of a cut that stays where it is whatever follows `data`, close to the end; 0 where none is known."""
-        return 0
+        """Offset of a cut that stays where it is whatever follows `data`, close to the end; 0 where none is known.
+
+        What stands before it is encoded as if the text ended there, what follows as if it began there.
+        """
+        return self._cut_of(data, self.vocabulary.added.settle(data))
+
+    def _cut_of(self, data: bytes, settled: Settled) -> int:
+        """The last such cut of `data` that its added tokens leave; the end of the last one, unless text can be cut later."""
+        return settled.start
 
     def _futures(self, tail: str, partial: bytes) -> Sequence[str]:
-        return completions(partial) if partial else FUTURES if self.vocabulary.looks_ahead else ("",)
+        return completions(partial) if partial else open_futures(tail) if self.vocabulary.looks_ahead else ("",)
 
     def _raw_tips(self, tail: str, partial: bytes, found: dict[tuple[int, ...], None]) -> None:
         """Add beginnings that end inside a character, which no text shows; none for most algorithms."""
@@ -75,9 +96,12 @@ class Canonical(ABC):
         if total == size:
             found[tuple(found_ids)] = None
 
-    def _head(self, data: bytes) -> list[int]:
+    def _head(self, data: bytes) -> list[int] | None:
+        """The tokens of what stands before a firm cut, None where the tokenizer loses some of it."""
         if data not in self._heads:
-            self._heads[data] = self.vocabulary.encode_text(data.decode())
+            ids = self.vocabulary.encode_text(data.decode())
+            whole = sum(self.vocabulary.lengths[token] for token in ids) == len(data)
+            self._heads[data] = ids if whole else None
             if len(self._heads) > 64:
                 self._heads.popitem(last=False)
         return self._heads[data]
@@ -91,7 +115,7 @@ class Canonical(ABC):
             total += self.vocabulary.lengths[ids[-count]]
         return list(ids[len(ids) - count :]), data[len(data) - total :]
 
-    def _holds(self, ids: list[int], data: bytes, token: int) -> bool:
+    def holds(self, ids: list[int], data: bytes, token: int) -> bool:
         """By definition: some text that begins with `data` and the token is encoded as `ids`, the token, and more."""
         piece = self.vocabulary.pieces[token]
         whole = [*ids, token]
@@ -99,9 +123,14 @@ class Canonical(ABC):
             return False
         text, partial = split_partial(data + piece)
         # One character per class would not do here: the vocabulary may have merged just that one.
-        after = FUTURES if self.vocabulary.looks_ahead else ("",)
+        after = open_futures(text) if self.vocabulary.looks_ahead else ("",)
         futures = (*completions(partial, 64), *(c + f for c in completions(partial) for f in after)) if partial else after
         return any(self.vocabulary.encode_text(text + future)[: len(whole)] == whole for future in futures)
+
+
+def last_character(data: bytes) -> int:
+    """Bytes from the start of the last character of `data`, which may be unfinished, to its end."""
+    return next((back for back in range(1, min(4, len(data)) + 1) if not 0x80 <= data[-back] < 0xC0), 1)
 
 
 class Reencoding(Canonical):
@@ -118,7 +147,7 @@ class Reencoding(Canonical):
         if key not in self._known:
             found = np.zeros(self.vocabulary.size, dtype=bool)
             for token in self.vocabulary.trie.ids.tolist():
-                found[token] = self._holds(tail, text, token)
+                found[token] = self.holds(tail, text, token)
             self._known[key] = found
             if len(self._known) > 256:
                 self._known.popitem(last=False)
@@ -159,7 +188,9 @@ class PairwiseBPE(Canonical):
         super().__init__(vocabulary)
         self.table = table
         self._bytes = _Bytes(vocabulary)
-        self._added = _AddedTokens(vocabulary, table)
+        never, self._beside = vocabulary.added.inside(vocabulary.trie, vocabulary.pieces)
+        table.producible[never] = False  # the text would have been cut there
+        self._added_ids = np.array(sorted(vocabulary.layout.added), dtype=np.int64)
         self._composing = _compose(vocabulary, table) if vocabulary.layout.normalizer == "NFC" else []
 
     def followers(self, ids: Sequence[int], data: bytes) -> np.ndarray:
@@ -171,17 +202,24 @@ class PairwiseBPE(Canonical):
         if self._bytes.tokens:
             mask[list(self._bytes.tokens.values())] = False
             mask[self._bytes.following(partial)] = True
-        if len(self._added.ids):
-            # An added token cuts the text before it, which must then be what the tokenizer makes of it alone.
-            mask[self._added.ids] = not partial and self.vocabulary.encode_text(text.decode()) == tail
-            for token in self._added.doubtful(text):
-                mask[token] = self._holds(tail, text, token)
+        if len(self._added_ids):
+            self._judge_added(mask, tail, text, partial)
         if self._composing and not partial:
             before = text[-16:].decode("utf-8", "ignore")
             for token in self._composing:
                 after, _ = split_partial(self.vocabulary.pieces[token] or b"")
                 mask[token] &= unicodedata.is_normalized("NFC", before + after)
         return mask
+
+    def _judge_added(self, mask: np.ndarray, tail: list[int], text: bytes, partial: bytes) -> None:
+        added, trie = self.vocabulary.added, self.vocabulary.trie
+        # An added token cuts the text before it, which must then be what the tokenizer makes of it alone.
+        mask[self._added_ids] = not partial and self.vocabulary.encode_text(text.decode()) == tail
+        doubtful = added.completing(text, trie)
+        if added.flagged:
+            doubtful.update(self._beside, (pattern.token for pattern in added.flagged))
+        for token in trie.ids.tolist() if added.flagged and added.flagged_near(text) else doubtful:
+            mask[token] = self.holds(tail, text, token)
 
     def _after_added(self, tail: list[int], text: bytes) -> tuple[list[int], bytes]:
         """What follows the last added token: text there is cut and merged on its own."""
@@ -190,6 +228,22 @@ class PairwiseBPE(Canonical):
                 rest = tail[len(tail) - count :]
                 return rest, text[len(text) - sum(self.vocabulary.lengths[t] for t in rest) :]
         return tail, text
+
+    def _cut_of(self, data: bytes, settled: Settled) -> int:
+        """The last space that no token joins to the character before it."""
+        place = settled.live
+        while (place := data.rfind(b" ", settled.start + 1, place + 1)) > 0:
+            if data[place - 1] not in self._joined and place not in settled.barred:
+                return place
+            place -= 1
+        return settled.start
+
+    @cached_property
+    def _joined(self) -> frozenset[int]:
+        """Bytes behind which a space may be merged to what stands before it."""
+        pieces, added = self.vocabulary.pieces, self.vocabulary.layout.added
+        inside = (p for token, p in enumerate(pieces) if p and b" " in p and token not in added)
+        return frozenset(b" \t\n\r").union(*(b"".join(_OVER_SPACE.findall(piece)) for piece in inside))
 
     def pair(self, left: int, right: int) -> bool:
         """Whether two neighbours of one piece leave each other alone; byte tokens merge with nothing."""
@@ -231,36 +285,3 @@ def _compose(vocabulary: PieceTable, table: MergeTable) -> list[int]:
         elif text and may_compose(text[0]):
             found.append(token)
     return found
-
-
-class _AddedTokens:
-    """Added tokens that are matched in text before BPE sees it (leftmost, longest)."""
-
-    def __init__(self, vocabulary: PieceTable, table: MergeTable) -> None:
-        self._rest: dict[bytes, list[bytes]] = {}
-        self._trie = vocabulary.trie
-        pieces = [vocabulary.pieces[token] or b"" for token in vocabulary.layout.added]
-        self._longest = max(map(len, pieces), default=0)
-        self.ids = np.array(sorted(vocabulary.layout.added), dtype=np.int64)
-        for piece in pieces:
-            for size in range(1, len(piece)):
-                self._rest.setdefault(piece[:size], []).append(piece[size:])
-        self._rule_out(set(pieces), vocabulary, table)
-
-    def _rule_out(self, known: set[bytes], vocabulary: PieceTable, table: MergeTable) -> None:
-        """Tokens with an added token inside are never made: the text would have been cut there."""
-        heads = {piece[:2] for piece in known}
-        sizes = sorted({len(piece) for piece in known})
-        for token in self._trie.ids.tolist() if known else ():
-            piece = vocabulary.pieces[token] or b""
-            places = [i for i in range(len(piece)) if piece[i : i + 2] in heads or piece[i : i + 1] in heads]
-            if places and any(piece[i : i + n] in known for i in places for n in sizes):
-                table.producible[token] = False
-
-    def doubtful(self, tail: bytes) -> set[int]:
-        """Tokens that complete an added token begun in `tail`."""
-        found: set[int] = set()
-        for size in range(1, min(self._longest, len(tail) + 1)):
-            for rest in self._rest.get(tail[-size:], ()):
-                found.update(self._trie.starting_with(rest).tolist())
-        return found

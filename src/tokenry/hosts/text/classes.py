@@ -6,7 +6,8 @@ import codecs
 import unicodedata
 from functools import lru_cache
 
-_CONTRACTIONS = ("re", "ve", "ll", "s", "t", "m", "d")
+# The English contractions and what begins them: "'l" may be cut from the next l, or be a piece by itself.
+_CONTRACTIONS = ("re", "ve", "ll", "r", "v", "l", "e", "s", "t", "m", "d")
 # Punctuation that pre-tokenizers treat apart: contractions, path separators, the underscore of \w.
 _NAMED = "'/_\u2019"
 _CJK = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FA5), (0x9FA6, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF))
@@ -64,6 +65,11 @@ def _group(char: str) -> str:
 
 def _is_letter_class(name: str) -> bool:
     return name in ("A", "a") or (len(name) > 1 and name[0] in "LM")
+
+
+def open_futures(text: str) -> tuple[str, ...]:
+    """What may follow the text so far, which may end inside a contraction."""
+    return (*FUTURES, "l", "e") if text[-2:-1] in ("'", "\u2019") and text[-1:] in "lrvLRV" else FUTURES
 
 
 def futures_of(text: str) -> tuple[str, ...]:

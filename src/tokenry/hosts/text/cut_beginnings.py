@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
 
-from tokenry.hosts.text.beginnings import PairwiseBPE
-from tokenry.hosts.text.classes import FUTURES, char_class, completions, compress, futures_of, is_prefix, split_partial
+from tokenry.hosts.text.added import Settled
+from tokenry.hosts.text.beginnings import PairwiseBPE, last_character
+from tokenry.hosts.text.classes import char_class, completions, compress, futures_of, is_prefix, open_futures, split_partial
 from tokenry.hosts.text.merges import MergeTable
 from tokenry.hosts.text.pieces import PieceTable
 
@@ -203,26 +204,36 @@ class RegexBPE(PairwiseBPE):
                 ids += self._merge(tail[first:end])
             found[(*ids, *self.vocabulary.merge_bytes(tail[bounds[-1] :].encode() + partial))] = None
 
-    def firm(self, data: bytes) -> int:
+    def _cut_of(self, data: bytes, settled: Settled) -> int:
         """The last cut that every future keeps."""
-        partial = split_partial(data[-_last_character(data) :])[1] if data else b""
-        text = data[-_WIDEST : len(data) - len(partial)].decode("utf-8", "ignore")
-        ends = completions(partial) if partial else FUTURES
+        partial = split_partial(data[-last_character(data) :])[1] if data else b""
+        size = len(data) - len(partial)
+        text = data[max(settled.start, size - _WIDEST) : size].decode("utf-8", "ignore")
+        open_bytes = max(size - settled.live, 0)  # a beginning of an added token, which may yet cut the text before it
         window = text[-_WINDOW:]
         while True:
             whole = len(window) == len(text)
-            cuts = self.vocabulary.cuts_of([window + future for future in ends])
-            kept = sorted(cut for cut in set.intersection(*map(set, cuts)) if 0 < cut <= len(window))
-            # A window that starts inside a piece shows wrong cuts at first; two firm cuts later it is in step again.
-            for cut in reversed(kept[0 if whole else 2 :]):
-                # What stands before the cut must be cut as if the text ended there: not so for spaces before a word.
-                if not window[cut - 1].isspace() and self.vocabulary.cuts(window[:cut]) == [c for c in cuts[0] if c < cut]:
-                    return len(data) - len(partial) - len(window[cut:].encode())
+            for cut in self._firm_cuts(window, partial, len(window.encode()) - open_bytes, skip=0 if whole else 2):
+                place = size - len(window[cut:].encode())
+                if place not in settled.barred:
+                    return place
             if whole:
-                return len(data) - len(partial) - len(text.encode())
+                return size - len(text.encode())
             window = text[-2 * len(window) :]
 
+    def _firm_cuts(self, window: str, partial: bytes, closed: int, *, skip: int) -> Iterator[int]:
+        """Cuts inside the first `closed` bytes of `window` that no future moves, last first.
 
-def _last_character(data: bytes) -> int:
-    """Bytes from the start of the last character of `data`, which may be unfinished, to its end."""
-    return next((back for back in range(1, min(4, len(data)) + 1) if not 0x80 <= data[-back] < 0xC0), 1)
+        A window that starts inside a piece shows wrong cuts at first; `skip` firm cuts later it is in step again.
+        """
+        before = window.encode()[: max(closed, 0)].decode("utf-8", "ignore")
+        texts = [window + future for future in (completions(partial) if partial else open_futures(window))]
+        cuts = self.vocabulary.cuts_of(texts)
+        firm = set.intersection(*map(set, cuts))
+        if len(before) < len(window):
+            firm &= {*self.vocabulary.cuts(before), len(before)}
+        kept = sorted(cut for cut in firm if cut <= len(before))
+        for cut in reversed(kept[skip:]):
+            # What stands before the cut must be cut as if the text ended there: not so for spaces before a word.
+            if not window[cut - 1].isspace() and self.vocabulary.cuts(window[:cut]) == [c for c in cuts[0] if c < cut]:
+                yield cut

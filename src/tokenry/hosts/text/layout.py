@@ -100,7 +100,8 @@ def read_layout(definition: dict[str, Any], owner: object) -> TokenizerLayout:
         algorithm=algorithm,
         space_mark=space_mark,
         prefix_space=prefix,
-        normalizer=lossy[0] if lossy else None,
+        # Every member counts: one that keeps the text says nothing of the next.
+        normalizer=next((name for name in lossy if name != "NFC"), lossy[0] if lossy else None),
         regex=algorithm == "Unigram" or any(_splits(part, bool(marks)) for part in splitters),
         special={token["id"]: token["content"] for token in added if token["special"]} | _controls(model, algorithm),
         added={token["id"]: token["content"] for token in added if not token["special"] and not _unmatched(token, space_mark)},

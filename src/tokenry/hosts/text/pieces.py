@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from tokenry.hosts.text.added import AddedTokens, patterns_of
 from tokenry.hosts.text.alphabet import BYTE_TO_CHAR
 from tokenry.hosts.text.classes import is_prefix, split_partial
 from tokenry.hosts.text.layout import TokenizerLayout
@@ -60,6 +61,11 @@ class PieceTable:
     def trie(self) -> ByteTrie:
         """Prefix trie over all pieces."""
         return ByteTrie.build(self.pieces)
+
+    @cached_property
+    def added(self) -> AddedTokens:
+        """The strings that are looked for before the algorithm sees the text."""
+        return AddedTokens(patterns_of(self._definition, self.layout.added, self.pieces))
 
     @cached_property
     def byte_tokens(self) -> dict[int, int]:

@@ -78,6 +78,10 @@ class ByteTrie:
         """Byte number `depth` of every token of the range [low, high), all of which must be longer than `depth`; uint8."""
         return self._buffer[self._offsets[low:high] + depth]
 
+    def with_next_byte(self, low: int, high: int, depth: int, byte: int) -> tuple[int, int]:
+        """The part of the range [low, high) whose byte number `depth` is `byte`; all of it must be longer than `depth`."""
+        return self.span(self._keys[low][:depth] + bytes([byte]), low, high) if low < high else (low, low)
+
     def matches(self, data: bytes, start: int = 0) -> list[tuple[int, int]]:
         """Tokens that match `data` at `start`: (length, id), shortest first."""
         found: list[tuple[int, int]] = []

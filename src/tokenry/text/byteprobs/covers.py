@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from tokenry.hosts.paths import PathScorer
-from tokenry.hosts.text import ByteVocabulary
+from tokenry.hosts.text import ByteVocabulary, split_partial
 
+_CONTINUES = bytes(range(0x80, 0xC0))
 Cover = tuple[list[int], bytes, float]
 
 
@@ -59,13 +60,9 @@ class Covers:
             return [], [Tip((), 0.0)]
         found = []
         for place, low, high in self.vocabulary.trie.suffix_spans(data):
-            found += [(tuple(ids), place, low, high) for ids in self._beginnings(data[:place])]
+            found += [(tuple(ids), place, low, high) for ids in self._canonical.tips(data[:place])]
         groups, tips = self._groups(found, data, context)
-        return groups, self.choose_tips(tips, data)
-
-    def _beginnings(self, data: bytes) -> list[list[int]]:
-        ways = self._canonical.tips(data)
-        return ways if self.valid_only else ways[:1]
+        return groups, self.followed(tips, data)
 
     def _groups(
         self, found: list[tuple[tuple[int, ...], int, int, int]], data: bytes, context: tuple[int, ...]
@@ -113,9 +110,31 @@ class Covers:
         allowed[self.vocabulary.trie.ids] = True
         return allowed
 
-    def choose_tips(self, tips: list[Tip], data: bytes) -> list[Tip]:
-        """The encodings of `data` that are followed: all valid ones, in fast mode only the tokenizer's own."""
-        if self.valid_only or len(tips) < 2:
+    def followed(self, tips: list[Tip], data: bytes) -> list[Tip]:
+        """The encodings of `data` that are followed: the valid ones, in fast mode too."""
+        if self.valid_only or not tips or (len(tips) == 1 and self._canonical.is_own(tips[0].ids, data)):
             return tips
-        own = [tuple(ids) for ids in self._canonical.tips(data)]
-        return [tip for tip in tips if tip.ids in own][:1] or [max(tips, key=lambda tip: tip.log_prob)]
+        valid = self._canonical.tips(data)
+        return [tip for tip in tips if list(tip.ids) in valid]
+
+    def may_end(self, ids: tuple[int, ...], data: bytes) -> bool:
+        """Whether the text may end behind `ids`, or a special token cut it: only what encodes `data` alone may stand there."""
+        if split_partial(data[-3:].lstrip(_CONTINUES))[1]:
+            return False
+        return not self.valid_only or self._canonical.is_own(ids, data)
+
+    def goes_on(self, ids: tuple[int, ...], data: bytes, rest: bytes) -> bool:
+        """Whether some cover of `data` + `rest` begins with `ids`, which spells `data`."""
+        if not rest:
+            return True
+        trie = self.vocabulary.trie
+        low, high = trie.span(rest)
+        near = trie.matches(rest)
+        if not self.valid_only:
+            return trie.index_after(rest, low, high) < high
+        if not near and low == high:
+            return False
+        mask = self.followers(ids, data)
+        if mask[trie.ids[low:high]].any():
+            return True
+        return any(mask[token] and self.goes_on((*ids, token), data + rest[:n], rest[n:]) for n, token in near)

@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_int
 from tokenry.hosts.text import as_bytes
+from tokenry.text.byteprobs.drive import Steps
 from tokenry.text.byteprobs.model import ByteLM
-from tokenry.text.byteprobs.sampling import byte_stream
+from tokenry.text.byteprobs.sampling import byte_stream, draw, is_greedy, needed, sample_symbol
+from tokenry.text.byteprobs.scoring import walk
 from tokenry.text.byteprobs.state import ByteState
 
 Mode = Literal["arithmetic", "geometric"]
@@ -61,13 +64,13 @@ class ByteEnsemble:
 
     def logprob(self, data: bytes | str) -> float:
         """Log P(text begins with `data`) as the product of the mixture's next-byte probabilities, natural."""
-        state, total = self.start(), 0.0
-        for byte in as_bytes("data", data):
-            probability = float(state.next_probs()[byte])
+        text, total = as_bytes("data", data), 0.0
+        walks = [walk(member, text, (member.begin_id,)) for member in self.members]
+        for byte, *states in zip(text, *walks, strict=False):
+            probability = float(EnsembleState(self, states).next_probs()[byte])
             if probability <= 0:
                 return -math.inf
             total += math.log(probability)
-            state.advance(byte)
         return total
 
     def bytes_after(
@@ -124,7 +127,7 @@ class EnsembleState:
             ValueError: the bytes so far have probability zero under a member, or the geometric mean is zero everywhere.
         """
         weights = self.ensemble.weights
-        used = [i for i in range(len(self.states)) if weights[i] > 0]
+        used = self._used()
         rows = torch.stack([_shared_symbols(self.ensemble.members[i], self.states[i]) for i in used])
         if self.ensemble.mode == "arithmetic":
             return (weights[used, None] * rows).sum(0)
@@ -133,6 +136,49 @@ class EnsembleState:
         if not torch.isfinite(mixed).any():
             raise ValueError("members must share a symbol of positive probability for a geometric mean, they have none here")
         return torch.softmax(mixed, dim=0)
+
+    def choose(self, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Steps[int]:
+        """The next symbol, with as few runs of the members as will do; see `tokenry.text.byteprobs.sampling.choose`."""
+        if self.ensemble.mode == "arithmetic" and is_greedy(temperature):
+            return (yield from self._greedy())
+        if self.ensemble.mode == "arithmetic" and temperature == top_p == 1.0:
+            return (yield from self._draw(generator))
+        for i in self._used():
+            yield from self.states[i].settle()
+        return sample_symbol(self.next_probs(), temperature=temperature, top_p=top_p, generator=generator)
+
+    def _used(self) -> list[int]:
+        return [i for i in range(len(self.states)) if self.ensemble.weights[i] > 0]
+
+    def _greedy(self) -> Steps[int]:
+        """No member is run while the least that the best symbol can have exceeds the most of every other one."""
+        while True:
+            least, most, waiting = np.zeros(_SYMBOLS), np.zeros(_SYMBOLS), {}
+            for i in self._used():
+                known, unknown = self.states[i].known()
+                shared = _gather(self.ensemble.members[i], known)
+                whole = shared.sum() + unknown.sum()
+                if not whole > 0:
+                    raise self.states[i].impossible()
+                least += float(self.ensemble.weights[i]) * shared / whole
+                most += float(self.ensemble.weights[i]) * (shared + unknown.sum()) / whole
+                if len(unknown):
+                    waiting[i] = needed(known, unknown)
+            best = int(least.argmax())
+            most[best] = -1.0
+            if not waiting or least[best] > most.max():
+                return best
+            for i, places in waiting.items():
+                if not self.states[i].prune():
+                    yield from self.states[i].expand(places)
+
+    def _draw(self, generator: torch.Generator | None) -> Steps[int]:
+        """A member by its weight, then a symbol of that member, again until it is one that all of them share."""
+        i = int(torch.multinomial(self.ensemble.weights, 1, generator=generator))
+        to_shared = _shared_places(self.ensemble.members[i], 256 + len(self.states[i].specials))
+        while (symbol := to_shared[(yield from draw(self.states[i], generator))]) < 0:
+            continue
+        return int(symbol)
 
     def advance(self, byte: int) -> EnsembleState:
         """Go on by one byte in every member, in place; returns self.
@@ -147,18 +193,24 @@ class EnsembleState:
 
 
 def _shared_symbols(lm: Any, state: Any) -> Tensor:
-    """A member's distribution over 256 bytes, unknown, beginning and end, renormalised.
+    """A member's distribution over 256 bytes, unknown, beginning and end, renormalised."""
+    shared = torch.from_numpy(_gather(lm, state.next_probs().numpy()))
+    return shared / shared.sum()
+
+
+def _gather(lm: Any, scores: np.ndarray) -> np.ndarray:
+    places = _shared_places(lm, len(scores))
+    return np.bincount(places[places >= 0], scores[places >= 0], minlength=_SYMBOLS)
+
+
+def _shared_places(lm: Any, count: int) -> np.ndarray:
+    """Which of the shared symbols each of a member's is, -1 for none.
 
     An id with several roles counts once: as the end if it is one, then as the beginning.
     """
-    probs = state.next_probs()
-    shared = torch.zeros(_SYMBOLS, dtype=torch.float64)
-    shared[:256] = probs[:256]
+    places = np.full(count, -1)
+    places[:256] = np.arange(256)
     for place, token in enumerate(lm.specials):
-        if token in lm.ends:
-            shared[END] += probs[256 + place]
-        elif token == lm.begin:
-            shared[BEGIN] += probs[256 + place]
-        elif token == lm.unknown:
-            shared[UNKNOWN] += probs[256 + place]
-    return shared / shared.sum()
+        roles = ((token in lm.ends, END), (token == lm.begin, BEGIN), (token == lm.unknown, UNKNOWN))
+        places[256 + place] = next((symbol for held, symbol in roles if held), -1)
+    return places

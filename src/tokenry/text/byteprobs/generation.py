@@ -7,13 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from tokenry.core.checks import check_int
+from tokenry.text.byteprobs.drive import drive
 from tokenry.text.byteprobs.model import ByteLM
-from tokenry.text.byteprobs.sampling import sample_symbol
+from tokenry.text.byteprobs.sampling import STOPPED, choose_or_stop
+
+# Settings of token generation that would be ignored, and the value at which they do nothing.
+_NEUTRAL = {
+    "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "bad_words_ids": None, "sequence_bias": None, "guidance_scale": 1.0,
+    "forced_eos_token_id": None, "suppress_tokens": None, "min_length": 0, "min_new_tokens": 0,
+}  # fmt: skip
 
 
-def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Callable[..., Tensor]:
+def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Callable[..., Any]:
     """A decoding method for ``model.generate(..., custom_generate=byte_decoding(lm))``.
 
     Leading special ids of each row (padding left out) stay as context, the rest is read as text, so that a prompt that ends
@@ -21,14 +31,19 @@ def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Ca
     on the right; `max_new_tokens`, `max_length`, `temperature`, `top_p` and `do_sample` of the generation config count, `top_k`
     has no meaning over bytes.
 
+    `return_dict_in_generate` gives a ``GenerateDecoderOnlyOutput`` of the sequences. A row ends, with a warning, where the
+    model's window is full.
+
     Raises:
-        ValueError: more than one beam is asked for.
+        ValueError: more than one beam or sequence is asked for, or a setting that changes probabilities of tokens
+            (``repetition_penalty``, ``no_repeat_ngram_size``, ``min_p``, ...): over bytes it has no meaning.
     """
 
-    def decode(model: Any, input_ids: Tensor, *, generation_config: Any = None, **kwargs: Any) -> Tensor:
+    def decode(model: Any, input_ids: Tensor, *, generation_config: Any = None, **kwargs: Any) -> Any:
         config = generation_config or model.generation_config
-        if (config.num_beams or 1) > 1:
-            raise ValueError(f"num_beams must be 1 for byte decoding, got {config.num_beams}")
+        for name, neutral in _NEUTRAL.items():
+            if getattr(config, name, None) not in (None, neutral):
+                raise ValueError(f"{name} must be {neutral} for byte decoding, got {getattr(config, name)}")
         attention = kwargs.get("attention_mask")
         rows = []
         for r, row in enumerate(input_ids.tolist()):
@@ -36,7 +51,10 @@ def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Ca
             rows.append(_continue(lm, kept, config, generator))
         pad = config.pad_token_id if config.pad_token_id is not None else min(lm.ends, default=0)
         width = max(map(len, rows))
-        return torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=input_ids.device)
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=input_ids.device)
+        if getattr(config, "return_dict_in_generate", False):
+            return GenerateDecoderOnlyOutput(sequences=ids)  # pyright: ignore[reportArgumentType]
+        return ids
 
     return decode
 
@@ -51,12 +69,20 @@ def _continue(lm: ByteLM, ids: list[int], config: Any, generator: torch.Generato
     temperature = (config.temperature if config.temperature is not None else 1.0) if config.do_sample else 0.0
     top_p = config.top_p if config.top_p is not None else 1.0
     ended: list[int] = []
-    while len(lm.vocabulary.encode(state.text)) < len(ids) - head + budget:
-        symbol = sample_symbol(state.next_probs(), temperature=temperature, top_p=top_p, generator=generator)
+    options = {"temperature": temperature, "top_p": top_p, "generator": generator}
+    made = count = 0
+    while True:
+        if made >= count:  # every byte more is at most one token more
+            missing = len(ids) - head + budget - len(lm.vocabulary.encode(state.text))
+            if missing <= 0:
+                break
+            count = made + missing
+        (symbol,) = drive([choose_or_stop(state, made, **options)])
         if symbol >= 256:
-            ended = [lm.specials[symbol - 256]]
+            ended = [] if symbol == STOPPED else [lm.specials[symbol - 256]]
             break
         state.advance(symbol)
+        made += 1
     return [*context, *lm.vocabulary.encode(state.text), *ended]
 
 

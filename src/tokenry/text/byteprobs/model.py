@@ -14,8 +14,10 @@ from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.paths import PathScorer
 from tokenry.hosts.text import ByteVocabulary, as_bytes, split_partial
 from tokenry.text.byteprobs.covers import Covers
-from tokenry.text.byteprobs.sampling import byte_stream, check_sampling, sample_symbol
-from tokenry.text.byteprobs.state import ByteState, evaluate
+from tokenry.text.byteprobs.drive import drive
+from tokenry.text.byteprobs.sampling import byte_stream, check_sampling, choose_or_stop
+from tokenry.text.byteprobs.scoring import byte_log_probs
+from tokenry.text.byteprobs.state import ByteState
 
 
 class ByteLM:
@@ -102,6 +104,15 @@ class ByteLM:
         """Log P(text begins with `data`), natural; 0.0 for the empty string, -inf for what the model cannot produce."""
         return self.start(data, context=context).log_prob() if data else 0.0
 
+    def byte_log_probs(self, data: bytes | str, *, context: Sequence[int] | None = None) -> Tensor:
+        """Log P(byte | the bytes before it) of every byte of a known text, natural, float64 [bytes].
+
+        The tips of many places share a run, which is several times faster than stepping. The sum is `logprob` but for what the
+        model leaks onto sequences that its tokenizer never makes: every distribution is normalised here. From the first byte of
+        probability zero on, everything is -inf.
+        """
+        return byte_log_probs(self, as_bytes("data", data), self._context(context))
+
     def bytes_after(
         self,
         prompt: bytes | str,
@@ -141,8 +152,7 @@ class ByteLM:
         made = [bytearray() for _ in states]
         alive = list(range(len(states)))
         for _ in range(max_bytes):
-            evaluate([states[i] for i in alive])
-            symbols = {i: sample_symbol(states[i].next_probs(), **options) for i in alive}
+            symbols = dict(zip(alive, drive([choose_or_stop(states[i], len(made[i]), **options) for i in alive]), strict=True))
             alive = [i for i in alive if symbols[i] < 256]
             for i in alive:
                 made[i].append(symbols[i])

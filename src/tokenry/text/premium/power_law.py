@@ -87,12 +87,12 @@ class PowerLaw:
     def predicted_count(
         self, target: float, minimum: float = 8192, maximum: float = 262_144, multiple: int | None = None
     ) -> float:
-        """Count expected at ``vocabulary_for(target)``; for unreachable and easy targets the one observed there.
+        """Count expected at ``vocabulary_for(target)``; the one observed where that is an end of the range.
 
         Where the smallest or largest size was not measured, the curve stands in for the observation.
         """
         size = self.vocabulary_for(target, minimum, maximum, multiple)
-        if self.reach(target, minimum, maximum) in ("unreachable", "easy") and size in self.vocabulary_sizes:
+        if self.reach(target, minimum, maximum) != "reached" and size in self.vocabulary_sizes:
             return self.counts[self.vocabulary_sizes.index(size)]
         return self.predict(size)
 

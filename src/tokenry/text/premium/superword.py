@@ -9,6 +9,8 @@ The word cap and the colon rule are known from the names of released tokenizers 
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -16,15 +18,17 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from tokenry.core.checks import check_int, check_range
+from tokenry.errors import UnsupportedModelError
+from tokenry.hosts.text.layout import read_layout
 from tokenry.text.bpe import (
     CUT,
     LONGEST,
     Source,
     Texts,
-    assemble,
     bpe_parts,
     byte_level,
     check_size,
+    rebuild,
     text_source,
     train_bpe,
 )
@@ -97,8 +101,11 @@ def extend_superword(
 ) -> Tokenizer:
     """Stage 2 alone: go on from a byte-level BPE tokenizer `base` until `vocab_size` entries.
 
+    All that `base` has but its pre-tokenizer is carried over: its normaliser, which also reads the texts, its added tokens, which
+    no superword reaches over, and its model options.
+
     Raises:
-        UnsupportedModelError: `base` is not a BPE tokenizer.
+        UnsupportedModelError: `base` is not a byte-level BPE tokenizer, or puts a space before every text.
         ValueError: `vocab_size` is below the size of `base`, or `base` has more entries than there are characters for.
     """
     vocab, merges = bpe_parts(base)
@@ -106,12 +113,39 @@ def extend_superword(
     if max_words is not None:
         check_int("max_words", max_words, 1)
     check_int("min_frequency", min_frequency, 0)
-    specials = [t.content for t in base.get_added_tokens_decoder().values() if t.special]
+    _check_byte_level(base)
     if vocab_size > len(vocab):
-        pieces = count_pieces(text_source(texts), stage2_regex)
+        pieces = count_pieces(_read_by(base, text_source(texts)), stage2_regex)
         strings = _relabel(base, pieces)
         vocab, merges = _grow(vocab, merges, strings, vocab_size, max_words, colon_boundary, min_frequency)
-    return assemble(vocab, merges, byte_level(stage2_regex), specials)
+    return rebuild(base, vocab, merges, byte_level(stage2_regex))
+
+
+def _check_byte_level(base: Tokenizer) -> None:
+    layout = read_layout(json.loads(base.to_str()), base)
+    reason = None
+    if layout.kind != "byte_level":
+        reason = "its pieces are text and not bytes" if layout.space_mark or layout.kind == "plain" else f"kind {layout.kind}"
+    elif layout.prefix_space:
+        reason = "it puts a space before every text, which the looser split would not"
+    if reason:
+        raise UnsupportedModelError.of(base, ["byte-level BPE (GPT-2 alphabet)"], reason=reason)
+
+
+def _read_by(base: Tokenizer, source: Source) -> Source:
+    """The texts as the model of `base` sees them: normalised, and cut at its added tokens."""
+    added = sorted((token.content for token in base.get_added_tokens_decoder().values()), key=len, reverse=True)
+    cut = re.compile("|".join(map(re.escape, added))).split if added else None
+    normal = base.normalizer.normalize_str if base.normalizer else None
+    if cut is None and normal is None:
+        return source
+
+    def texts() -> Iterator[str]:
+        for text in source():
+            for part in cut(text) if cut else (text,):
+                yield normal(part) if normal else part
+
+    return texts
 
 
 def count_pieces(source: Source, regex: str) -> Counter[str]:

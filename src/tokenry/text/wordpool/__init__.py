@@ -17,8 +17,8 @@ small decoder. Section 3 of the paper and Figure 1:
 - `FlatLM`: the same model over characters, bytes, subwords or whole words, to compare with.
 
 Where the released code differs, the clean form is the default and ``released_quirks=True`` computes as the released code: it
-masks pads only against pads, adds the slot codes twice to the units in the decoder, and counts every slot of the canvas in
-the loss; its flat baseline has no position code (`FlatLMConfig`). Two more habits of it change no number and are not
+masks pads only against pads, adds the slot codes twice to the units in the decoder, counts every slot of the canvas in the
+loss, and reads the summary slots of a canvas of c units from the rows c..c+p-1 of the embedding, those of ordinary units; its flat baseline has no position code (`FlatLMConfig`). Two more habits of it change no number and are not
 offered: it overwrites the caller's lengths and writes into H in place. Its data class draws random windows and splits them by
 index, so that training and test overlap; here the split is contiguous.
 """

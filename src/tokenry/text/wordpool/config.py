@@ -26,7 +26,8 @@ class WordPoolConfig(PreTrainedConfig):
         dropout: everywhere.
         initializer_range: standard deviation of linear and embedding weights.
         released_quirks: compute as the released code: pads masked only against pads, slot codes added twice in the decoder,
-            every slot of the canvas in the loss. False is the clean form.
+            every slot of the canvas in the loss, the summary slots of a canvas of c units read from rows c..c+p-1 of the
+            embedding. False is the clean form.
         body: configuration of a transformers decoder (``GPT2Config(...).to_dict()``) in place of the language model over words.
             It brings its own positions, so its longest input must hold ``block_size * num_prefix``.
 
@@ -74,6 +75,8 @@ class WordPoolConfig(PreTrainedConfig):
         self.initializer_range = check_range("initializer_range", initializer_range, 0.0)
         if not isinstance(released_quirks, bool):
             raise TypeError(f"released_quirks must be a bool, got {type(released_quirks).__name__}")
+        if released_quirks and canvas_size > vocab_size:
+            raise ValueError(f"canvas_size must be at most vocab_size ({vocab_size}) with released_quirks, got {canvas_size}")
         self.released_quirks = released_quirks
         self.body = body.to_dict() if isinstance(body, PreTrainedConfig) else body
         self.body_config()
