@@ -18,7 +18,8 @@ def check_quantizer(make: Callable[[], Quantizer], *, batch: int = 3, length: in
 
     Return type and shapes, decode(encode(x)), determinism, masks (a padded batch equals the unpadded one), half precision,
     layouts, evaluation that changes nothing, gradient to the input, refused input, save and load; `check_training`, one
-    exported program for every size, activation checkpointing, a single vector, entries too large to be squared.
+    exported program for every size, activation checkpointing, a single vector, entries too large to be squared,
+    frozen books.
 
     Raises:
         AssertionError: with what does not hold.
@@ -26,7 +27,7 @@ def check_quantizer(make: Callable[[], Quantizer], *, batch: int = 3, length: in
     x = torch.randn(batch, length, make().dim, generator=torch.Generator().manual_seed(seed))
     for check in (_shapes, _round_trip, _deterministic, _masked, _half, _evaluation, _gradient, _refusals, _saved):
         check(make, x)
-    for check in (_exported, _checkpointed, _single_vector, _large_entries):
+    for check in (_exported, _checkpointed, _single_vector, _large_entries, _frozen):
         check(make, x)
     check_training(make, steps=6, seed=seed)
 
@@ -275,6 +276,23 @@ def _large_entries(make: Callable[[], Quantizer], x: Tensor) -> None:
             _require(torch.equal(value, before[name]), f"refused input changed {name}")
         return
     _require(bool(torch.isfinite(out.loss)) and bool(torch.isfinite(out.codes).all()), "large entries give no finite answer")
+
+
+def _frozen(make: Callable[[], Quantizer], x: Tensor) -> None:
+    """In training frozen books stay; the input keeps its gradient, and the maps in and out learn."""
+    quantizer = make().train().freeze()
+    kept = {n: v.clone() for n, v in quantizer.state_dict().items() if "project_" not in n and n.split(".")[-1] != "steps"}
+    leaf = x.clone().requires_grad_()
+    optimizer = torch.optim.SGD([leaf, *(p for p in quantizer.parameters() if p.requires_grad)], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        _total(quantizer(leaf)).backward()
+        optimizer.step()
+        if getattr(quantizer, "statistics", "forward") == "manual":
+            quantizer.update_books()  # type: ignore[operator]
+    for name, value in kept.items():
+        _require(torch.equal(value, quantizer.state_dict()[name]), f"{name} of a frozen quantizer has changed")
+    _require(not torch.equal(leaf.detach(), x), "the input of a frozen quantizer has no gradient")
 
 
 def _require(holds: bool, problem: str) -> None:
