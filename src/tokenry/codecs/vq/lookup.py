@@ -17,6 +17,7 @@ from tokenry.core.codebooks.estimators import (
     SOFT_ESTIMATORS,
     gumbel_softmax,
     index_backprop,
+    pull_together,
     rotation_trick,
     straight_through,
 )
@@ -226,8 +227,7 @@ class LookupQuantizer(Quantizer):
 
     def _loss(self, z: Tensor, rows: Tensor) -> Tensor:
         """Commitment ||z - sg(q)||^2 + ||sg(z) - q||^2 (without EMA), means over all elements."""
-        loss = self.commitment * F.mse_loss(z, rows.detach())
-        return loss if self.ema else loss + F.mse_loss(rows, z.detach())
+        return pull_together(z, rows, self.commitment, 0.0 if self.ema else 1.0)
 
     def _entropy_term(self, logits: Tensor) -> Tensor:
         """Weight (E_z[H(p)] - diversity H(E_z[p])) with p = softmax(logits / temperature)."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.base import Choice, Quantizer, spread
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import nearest_codes
-from tokenry.core.codebooks.estimators import rotation_trick, straight_through
+from tokenry.core.codebooks.estimators import pull_together, rotation_trick, straight_through
 from tokenry.core.seeding import seeded_linear
 
 
@@ -67,7 +67,7 @@ class SimVQ(Quantizer):
         indices = nearest_codes(real, book)
         rows = F.embedding(indices, book)
         codes = rotation_trick(real, rows) if self.estimator == "rotation" else straight_through(real, rows)
-        loss = F.mse_loss(rows, real.detach()) + self.commitment * F.mse_loss(real, rows.detach())
+        loss = pull_together(real, rows, self.commitment, 1.0)
         return Choice(spread(codes, keep), spread(indices, keep, -1), loss)
 
     def _encode(self, z: Tensor) -> Tensor:
