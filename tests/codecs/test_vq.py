@@ -20,7 +20,9 @@ from tokenry.core.codebooks.estimators import (
     annealed_temperature,
     gumbel_softmax,
     index_backprop,
+    pull_together,
     rotation_trick,
+    rounded_tanh,
     straight_through,
 )
 
@@ -54,6 +56,11 @@ def test_blocks_of_codes_give_the_same_answer(monkeypatch):
     whole = nearest_codes(x, book)
     monkeypatch.setattr(codebooks, "_CODES_BLOCK", 7)
     monkeypatch.setattr(codebooks, "_CPU_BLOCK", 40)
+    monkeypatch.setattr(codebooks, "_LEAST_ROWS", 3)
+    assert torch.equal(nearest_codes(x, book), whole)
+    monkeypatch.setattr(codebooks, "_GROUP", 2)  # 7 codes at a time are no multiple, 10 are
+    assert torch.equal(nearest_codes(x, book), whole)
+    monkeypatch.setattr(codebooks, "_CODES_BLOCK", 10)
     assert torch.equal(nearest_codes(x, book), whole)
     assert int(whole.max()) < 50
 
@@ -156,6 +163,30 @@ def test_rotation_trick_is_straight_through_where_it_is_undefined(z, q):
 def test_straight_through_is_exact_for_distant_values():
     z, q = torch.tensor([1e8]), torch.tensor([0.1])
     assert straight_through(z, q).item() == q.item()
+
+
+def test_nodes_of_ones_own_have_the_gradients_of_their_formulas():
+    z, q = (randn(6, 4, seed=seed).double().requires_grad_() for seed in (0, 1))
+    shift, half, lift, unit = (torch.rand(4, generator=torch.Generator().manual_seed(seed)).double() + 1 for seed in range(4))
+    found, rounded = rounded_tanh(z, shift, half, lift, unit)
+    smooth = torch.tanh(z + shift) * half + lift
+    assert torch.equal(rounded, smooth.round())
+    assert torch.equal(found, rounded / unit)
+    pairs = [
+        (found, (smooth + (rounded - smooth).detach()) / unit),
+        (pull_together(z, q, 0.3, 1.7), 0.3 * F.mse_loss(z, q.detach()) + 1.7 * F.mse_loss(z.detach(), q)),
+        (straight_through(z, q), q.detach() + z - z.detach()),
+    ]
+    for ours, formula in pairs:
+        torch.testing.assert_close(ours, formula)
+        first = [torch.autograd.grad((y**2).sum(), [z, q], allow_unused=True, create_graph=True) for y in (ours, formula)]
+        torch.testing.assert_close([g for g in first[0] if g is not None], [g for g in first[1] if g is not None])
+        second = [
+            torch.autograd.grad(sum((g**2).sum() for g in pair if g is not None), z, retain_graph=True)[0] for pair in first
+        ]
+        torch.testing.assert_close(*second)
+        again = torch.autograd.grad((ours**2).sum(), z, retain_graph=True)[0]  # without a second derivative
+        torch.testing.assert_close(again, first[1][0])
 
 
 def test_soft_estimators_reach_every_code():

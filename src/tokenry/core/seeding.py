@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from tokenry.core.narrow import NarrowLinear
+
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
@@ -24,7 +26,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 def seeded_linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = True) -> nn.Linear:
     """A linear layer with the usual uniform start in +-inputs^-1/2, drawn from `generator`."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
+    layer = NarrowLinear(inputs, outputs, bias=bias)
     bound = inputs**-0.5
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -108,10 +108,10 @@ class AdditiveVQ(AdditiveSearch, LookupQuantizer):
             self._start_books(real.detach())
         indices = self._encode(real)
         rows = encoders.decode(indices, self.codebook.clone())  # codes may be reset before the backward pass
-        codes, terms = self._codes(real, rows), self._terms(real, rows)
+        codes, (loss, terms) = self._codes(real, rows), self._loss(real, rows)
         if self.training and self._counts_vectors:
             self._revive((real - rows).detach(), indices, step)
-        return Choice(spread(codes, keep), spread(indices, keep, -1), terms)
+        return Choice(spread(codes, keep), spread(indices, keep, -1), loss, terms=terms)
 
     def _questions(self, z: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Each book sees what all others leave over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -77,6 +78,8 @@ class Quantizer(nn.Module, ABC):
         Quantizer._registry[cls.__name__] = cls
 
     arguments: dict[str, Any]
+    _squares = True  # whether codes or losses take squares of the rows
+    _joins_ranks = False  # whether a training step sums over the ranks of `torch.distributed`
 
     def __new__(cls, *values: Any, **options: Any) -> Any:
         """Remember the constructor's arguments for `save_pretrained`; wrong ones are the constructor's to refuse."""
@@ -272,7 +275,7 @@ class Quantizer(nn.Module, ABC):
         # a finite sum proves finite entries, one of squares (with room for a difference to codes) that losses are finite;
         # whatever is not finite in x is not finite after the map either, which is often much narrower
         total = 16 * torch.dot(flat, flat) if self._squares else flat.sum()
-        if not bool(torch.isfinite(total)):
+        if not math.isfinite(total.item()):
             check_finite("x", rows)
             if self._squares or not bool(torch.isfinite(flat).all()):
                 peak = float(rows.detach().abs().max())
@@ -280,16 +283,6 @@ class Quantizer(nn.Module, ABC):
                 raise ValueError(f"x must have a sum of squares that {kind} holds, got entries up to {peak:.3g}; scale it down")
         if keep is not None and not bool(keep.any()):
             raise ValueError("mask must keep at least one vector, got all False")
-
-    @property
-    def _squares(self) -> bool:
-        """Whether codes or losses take squares of the rows."""
-        return True
-
-    @property
-    def _joins_ranks(self) -> bool:
-        """Whether a training step sums over the ranks of `torch.distributed`."""
-        return False
 
     @staticmethod
     def _weighed(digits: Tensor, weights: Tensor) -> Tensor:

@@ -84,9 +84,7 @@ class BinaryQuantizer(Quantizer):
         distances = (points - q.detach()).square().mean(dim=-1)
         return self.commitment * weighted_mean(distances, weights, joined=self._joined)
 
-    @property
-    def _joins_ranks(self) -> bool:
-        return True
+    _joins_ranks = True
 
     @property
     def _joined(self) -> bool:
@@ -161,14 +159,11 @@ class LFQ(BinaryQuantizer):
             commitment=commitment, dim=dim, seed=seed, channels_first=channels_first,
         )  # fmt: skip
         self.scale = check_range("scale", scale, 0, low_open=True)
+        self._squares = self.commitment > 0
 
     @property
     def _size(self) -> float:
         return self.scale
-
-    @property
-    def _squares(self) -> bool:
-        return self.commitment > 0
 
     def _entropy_scales(self) -> tuple[float, float]:
         return self.entropy_weight, -self.entropy_weight * self.diversity

@@ -17,7 +17,7 @@ from tokenry.core.codebooks.moving_average import SMOOTHINGS, move_counts, move_
 from tokenry.core.codebooks.pending import PendingCounts, eagerly, in_backward
 from tokenry.core.codebooks.ranks import draw_rows, joined_rows, sum_over_ranks, world_size
 from tokenry.core.codebooks.starts import STARTS, drawn_book, first_rows
-from tokenry.core.codebooks.terms import Terms, zero
+from tokenry.core.codebooks.terms import Terms, nothing, pulls, total
 
 Distance = Literal["euclidean", "cosine"]
 Estimator = Literal["straight_through", "rotation", "gumbel", "index_backprop", "diveq"]
@@ -189,7 +189,7 @@ class LookupQuantizer(BookSoftmax):
             indices = nearest_codes(z, self._compared(book), dot=self._dot) if given is None else given
             rows = F.embedding(indices, self._emitted(book))
             extra = self._some_entropies(z, book, step) if given is None and self.training else {}
-            stage = BookAnswer(rows, indices, self._terms(z, rows) | extra)
+            stage = self._judged(z, rows, indices, extra)
         if self.training:
             self._learn(z.detach(), stage.indices, book, step)
         return stage
@@ -200,7 +200,7 @@ class LookupQuantizer(BookSoftmax):
             return self._stage(self._prepare(z), book, step, given)
         stage = self._stage(self._prepare(z[keep]), book, step, None if given is None else given[keep])
         soft = None if stage.soft is None else spread(stage.soft, keep)
-        return BookAnswer(spread(stage.rows, keep), spread(stage.indices, keep, -1), stage.terms, soft)
+        return BookAnswer(spread(stage.rows, keep), spread(stage.indices, keep, -1), stage.loss, stage.terms, soft)
 
     def _codes(self, z: Tensor, rows: Tensor, soft: Tensor | None = None, step: int = 0, book: int = 0) -> Tensor:
         """The rows with the estimator's gradient, and in training DiVeQ's noise."""
@@ -210,15 +210,12 @@ class LookupQuantizer(BookSoftmax):
             return directional(z, rows, self.noise_variance, self._noise(step, book, z.device) if self.training else None)
         return rotation_trick(z, rows) if self.estimator == "rotation" else straight_through(z, rows)
 
-    def _terms(self, z: Tensor, rows: Tensor) -> Terms:
+    def _loss(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Terms]:
         """Commitment ||z - sg(q)||^2, and for a book that learns by gradient ||sg(z) - q||^2, means over all elements.
 
         DiVeQ has neither.
         """
-        if self.estimator == "diveq":
-            return zero(z)
-        terms = {"commitment": self.commitment * F.mse_loss(z, rows.detach())}
-        return terms if self.ema else terms | {"codebook": F.mse_loss(rows, z.detach())}
+        return nothing(z) if self.estimator == "diveq" else pulls(z, rows, self.commitment, 0.0 if self.ema else 1.0)
 
     def _orthogonality_terms(self) -> Terms:
         return {"orthogonality": self._orthogonality()} if self.orthogonality else {}
@@ -298,13 +295,13 @@ class LookupQuantizer(BookSoftmax):
         if self.reset_threshold:
             self._reset(z, book, step)
 
-    def _idle(self, z: Tensor, book: int, step: int) -> Terms:
+    def _idle(self, z: Tensor, book: int, step: int) -> Tensor:
         """This rank has nothing for a book that other ranks may be using: take part in their sums, and in their loss."""
         if not (self.training and world_size() > 1):
-            return {}
+            return z.new_zeros(())
         terms = self._entropy_terms(z[:0] @ self._compared(book).t())
         self._learn(z[:0].detach(), torch.empty(0, dtype=torch.long, device=z.device), book, step)
-        return terms
+        return total(terms) if terms else z.new_zeros(())
 
     def _reset(self, z: Tensor, book: int, step: int) -> None:
         """Codes whose running count fell below the threshold become random rows of the batch."""

@@ -27,8 +27,7 @@ from tokenry.core.codebooks.codebooks import code_bias, nearest_codes, row_chunk
 from tokenry.core.codebooks.estimators import SOFT_ESTIMATORS
 from tokenry.core.codebooks.pending import in_backward
 from tokenry.core.codebooks.ranks import joined_rows, own_rank
-from tokenry.core.codebooks.terms import joined, zero
-from tokenry.core.codebooks.terms import total as total_of
+from tokenry.core.codebooks.terms import joined
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -106,22 +105,23 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         lengths = self._dropped(z.shape[0], samples, used, step, z.device)
         planned = self._beam(z, used) if self.beam > 1 and not self._must_start() else None
         residual, total, soft = z, torch.zeros_like(z), None
-        indices, found = torch.full((z.shape[0], self.levels), -1, device=z.device), []
+        indices, losses, terms = torch.full((z.shape[0], self.levels), -1, device=z.device), [], []
         for level in range(used):
             active = _both(keep, None if lengths is None else lengths > level)
             if active is not None and not bool(active.any()):
-                found.append(self._idle(z, level, step) or zero(z))
+                losses.append(self._idle(z, level, step))
                 continue
             given = None if planned is None else planned[:, level]
             stage = self._answer(residual, active, level, step, given)
             total = total + stage.rows
             soft = stage.soft if soft is None or stage.soft is None else soft + stage.soft
             indices[:, level] = stage.indices
-            found.append(stage.terms)
+            losses.append(stage.loss)
+            terms.append(stage.terms)
             residual = residual - stage.rows.detach()
         if self.shared and self.training and self.statistics == "forward":
             self._take_pending(step)
-        each = torch.stack([*map(total_of, found), *[z.new_zeros(())] * (self.levels - used)])
+        each = torch.stack([*losses, *[z.new_zeros(())] * (self.levels - used)])
         apart = self._orthogonality_terms()
         loss = each.sum() + apart["orthogonality"] if apart else each.sum()
         if keep is not None and self.estimator == "diveq":
@@ -129,7 +129,7 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
             codes = spread(self._codes(z[keep], total[keep], None, step), keep)
         else:
             codes = self._codes(z, total, soft, step)
-        return Choice(codes, indices, loss, each, (joined(found) or {}) | apart)
+        return Choice(codes, indices, loss, each, (joined(terms) or {}) | apart)
 
     def _questions(self, z: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor]]:
         for level in range(given.shape[1]):

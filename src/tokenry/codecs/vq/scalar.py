@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenry.codecs.vq.base import Choice, Quantizer
 from tokenry.core.checks import check_choice, check_int
-from tokenry.core.codebooks.estimators import straight_through
+from tokenry.core.codebooks.estimators import rounded_tanh, straight_through
 
 _EPS = 1e-3
 _ROWS = 64  # rows that are worked on side by side
@@ -93,9 +93,7 @@ class FSQ(Quantizer):
     _middle: Tensor
     _sizes: Tensor
 
-    @property
-    def _squares(self) -> bool:
-        return False
+    _squares = False
 
     def _bounded(self, z: Tensor) -> Tensor:
         """Channels before rounding, in units of levels: rounded values are -floor(L/2) ... , or 0 ... L - 1 if symmetric."""
@@ -118,10 +116,16 @@ class FSQ(Quantizer):
         return self._weighed(digits, self._weights(self.basis)) + (0 if self.symmetric else self._origin)
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
-        bounded = self._bounded(_side_by_side(z))
-        rounded = self._round(bounded.detach())
-        codes = self._values(straight_through(bounded, rounded) if bounded.requires_grad else rounded).view(z.shape)
-        return Choice(codes, self._index(rounded), z.new_zeros(()))
+        rows = _side_by_side(z)
+        if self.symmetric or torch.compiler.is_compiling():
+            bounded = self._bounded(rows)
+            rounded = self._round(bounded.detach())
+            codes = self._values(straight_through(bounded, rounded))
+        else:
+            codes, rounded = rounded_tanh(
+                rows, *(_across(c, rows) for c in (self._shift, self._half, self._lift, self._middle))
+            )
+        return Choice(codes.view(z.shape), self._index(rounded), z.new_zeros(()))
 
     def _encode(self, z: Tensor) -> Tensor:
         return self._index(self._round(self._bounded(_side_by_side(z))))

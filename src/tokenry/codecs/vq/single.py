@@ -93,7 +93,9 @@ class VectorQuantizer(LookupQuantizer):
         points = real if self.emit == "row" else self._prepare(real)
         stage = self._stage(points, 0, step)
         codes = self._codes(points, stage.rows, stage.soft, step)
-        return Choice(spread(codes, keep), spread(stage.indices, keep, -1), stage.terms | self._orthogonality_terms())
+        apart = self._orthogonality_terms()
+        loss = stage.loss + apart["orthogonality"] if apart else stage.loss
+        return Choice(spread(codes, keep), spread(stage.indices, keep, -1), loss, terms=stage.terms | apart)
 
     def _encode(self, z: Tensor) -> Tensor:
         return nearest_codes(z, self._compared(0), dot=self._dot)

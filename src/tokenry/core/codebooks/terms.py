@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
+
+from tokenry.core.codebooks.estimators import pull_together
 
 Terms = dict[str, Tensor]
 """Name -> 0-dim tensor."""
@@ -32,6 +33,17 @@ def joined(parts: Iterable[Terms | None], shares: Iterable[float] | None = None)
     return found
 
 
-def zero(like: Tensor) -> Terms:
+def pulls(z: Tensor, q: Tensor, commitment: float, codebook: float = 1.0) -> tuple[Tensor, Terms]:
+    """Commitment mse(z, sg q) + codebook mse(sg z, q), and both by name, without their graphs."""
+    loss = pull_together(z, q, commitment, codebook)
+    value = loss.detach()
+    if not codebook:
+        return loss, {"commitment": value}
+    whole = commitment + codebook
+    return loss, {"commitment": value * (commitment / whole), "codebook": value * (codebook / whole)}
+
+
+def nothing(like: Tensor) -> tuple[Tensor, Terms]:
     """A commitment of nothing."""
-    return {"commitment": torch.zeros((), dtype=like.dtype, device=like.device)}
+    zero = like.new_zeros(())
+    return zero, {"commitment": zero}

@@ -25,17 +25,13 @@ from tokenry.core.codebooks.terms import Terms, total
 
 
 class BookAnswer(NamedTuple):
-    """One book's answer for rows z [n, d]: rows q [n, d], indices [n], loss terms; `soft` is q with a soft gradient."""
+    """One book's answer for rows z [n, d]: rows q [n, d], indices [n], loss and its terms; `soft` is q with a soft gradient."""
 
     rows: Tensor
     indices: Tensor
+    loss: Tensor
     terms: Terms
     soft: Tensor | None = None
-
-    @property
-    def loss(self) -> Tensor:
-        """Sum of the terms."""
-        return total(self.terms)
 
 
 class BookSoftmax(Quantizer):
@@ -61,9 +57,14 @@ class BookSoftmax(Quantizer):
         """Rows as they are compared."""
         raise NotImplementedError
 
-    def _terms(self, z: Tensor, rows: Tensor) -> Terms:
-        """Loss terms of rows z and their codes."""
+    def _loss(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Terms]:
+        """Loss of rows z and their codes, and its terms."""
         raise NotImplementedError
+
+    def _judged(self, z: Tensor, rows: Tensor, indices: Tensor, extra: Terms, soft: Tensor | None = None) -> BookAnswer:
+        """An answer with its loss, to which the terms `extra` are added."""
+        loss, terms = self._loss(z, rows)
+        return BookAnswer(rows, indices, loss + total(extra) if extra else loss, terms | extra, soft)
 
     @property
     def _needs_logits(self) -> bool:
@@ -92,13 +93,13 @@ class BookSoftmax(Quantizer):
             else:
                 indices = picked.argmax(dim=-1)
             rows = F.embedding(indices, emitted)
-            return BookAnswer(rows, indices, self._terms(z, rows) | extra)
+            return self._judged(z, rows, indices, extra)
         if self.estimator == "gumbel":
             weights, indices = gumbel_softmax(logits, self.temperature, self._noise(step, book, z.device))
         else:
             weights, indices = index_backprop(logits, self.temperature)
         codes, rows = weights @ emitted, F.embedding(indices, emitted)
-        return BookAnswer(rows, indices, self._terms(z, rows) | extra, straight_through(codes, rows))
+        return self._judged(z, rows, indices, extra, straight_through(codes, rows))
 
     def _noise(self, step: int, book: int, device: torch.device) -> torch.Generator:
         return self._generator((step * 1009 + book) * 4099 + own_rank() + 1, device)

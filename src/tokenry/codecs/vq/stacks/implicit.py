@@ -27,8 +27,7 @@ from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, row_chunks
 from tokenry.core.codebooks.estimators import rotation_trick, straight_through
 from tokenry.core.codebooks.ranks import joined_rows
-from tokenry.core.codebooks.terms import Terms, joined
-from tokenry.core.codebooks.terms import total as total_of
+from tokenry.core.codebooks.terms import joined, pulls
 from tokenry.core.descent import Plan, descend
 from tokenry.core.seeding import seeded_linear
 
@@ -166,17 +165,13 @@ class QINCo(DecodedSearch, Quantizer):
         points = real / self.scale
         steps = list(self._steps(points, used))
         partials = [partial for _, partial in steps]
-        found = [self._terms(points, partial) for partial in partials]
-        each = torch.stack([*map(total_of, found), *[z.new_zeros(())] * (self.levels - used)])
+        found = [pulls(points, partial, self.commitment) for partial in partials]
+        each = torch.stack([*(loss for loss, _ in found), *[z.new_zeros(())] * (self.levels - used)])
         total = partials[-1] * self.scale
         codes = rotation_trick(real, total) if self.estimator == "rotation" else straight_through(real, total)
         indices = torch.full((real.shape[0], self.levels), -1, device=z.device)
         indices[:, :used] = torch.stack([index for index, _ in steps], dim=-1)
-        return Choice(spread(codes, keep), spread(indices, keep, -1), each.sum(), each, joined(found))
-
-    def _terms(self, points: Tensor, partial: Tensor) -> Terms:
-        commitment = self.commitment * F.mse_loss(points, partial.detach())
-        return {"codebook": F.mse_loss(partial, points.detach()), "commitment": commitment}
+        return Choice(spread(codes, keep), spread(indices, keep, -1), each.sum(), each, joined(terms for _, terms in found))
 
     def _encode(self, z: Tensor, levels: int) -> Tensor:
         return torch.stack([index for index, _ in self._steps(z / self.scale, levels)], dim=-1)
