@@ -249,6 +249,7 @@ class LookupQuantizer(Quantizer):
 
     # -- learning ----------------------------------------------------------------------------------------------------------
 
+    @eagerly
     @torch.no_grad()
     def _start(self, z: Tensor, book: int) -> None:
         """k-means or rows of the first batch of all ranks become the book."""
