@@ -6,8 +6,8 @@ product and an argmin over the whole score matrix. Peak memory is that of one ch
 
     python benchmarks/quantizers.py [--quick] [--device cuda] [--threads 2] [--repeats 9]
 
-Milliseconds are the shortest wall time of all repeats; "faster (CPU time)" compares the shortest times of the process on all its
-cores, which other work on the machine disturbs less. The machine's load before and after stands in the file.
+Milliseconds are the shortest wall time of all repeats; "faster (CPU time)" compares the shortest times of the process on all
+its cores, which other work on the machine disturbs less. The machine's load before and after stands in the file.
 
 The peer is installed by: pip install 'tokenry[peers]'
 """
@@ -187,9 +187,13 @@ def main() -> None:
             rows.append({"what": f"peak memory, K = {codes}", **best, "peer": "torch, one product and argmin"})
     if args.quick:
         return
-    setting = f"{SHAPE[0]} x {SHAPE[1]} vectors of width {WIDTH}, {CODES} codes, best of {args.repeats}, in turn"
+    columns = dict.fromkeys(name for row in rows for name in row)
+    rows = [{name: row.get(name, "") for name in columns} for row in rows]
+    setting = (
+        f"{SHAPE[0]} x {SHAPE[1]} vectors of width {WIDTH}, {CODES} codes, best of {args.repeats}, in turn; "
+        f"load of the machine before {load}, after {machine_load()}"
+    )
     facts = environment(args.device) | {"peer": f"vector-quantize-pytorch {version('vector-quantize-pytorch')}"}
-    facts |= {"load before": load, "load after": machine_load()}
     print(write("quantizers", {"setting": setting, "environment": facts, "rows": rows}, args.device))
 
 

@@ -21,9 +21,8 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def machine_load() -> str:
-    """Processes that ran or waited to run beside this one, averages over 1, 5 and 15 minutes, on how many cores."""
-    one, five, fifteen = os.getloadavg()
-    return f"{one:.1f}, {five:.1f}, {fifteen:.1f} on {os.cpu_count()} cores"
+    """Processes that ran or waited to run, average over a minute, and the cores they share."""
+    return f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -228,6 +228,7 @@ class LookupQuantizer(BookSoftmax):
 
     # -- learning ----------------------------------------------------------------------------------------------------------
 
+    @eagerly
     @torch.no_grad()
     def _start(self, z: Tensor, book: int) -> None:
         """k-means or rows of the first batch of all ranks become the book."""
