@@ -20,6 +20,11 @@ def environment(device: str) -> dict[str, Any]:
     return facts
 
 
+def machine_load() -> str:
+    """Processes that ran or waited to run, average over a minute, and the cores they share."""
+    return f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
 RESULTS = Path(__file__).parent / "results"
 
 

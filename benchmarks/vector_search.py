@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from results_file import environment, write
-from tokenry.codecs import AdditiveVQ, ProductVQ, ResidualVQ
+from tokenry.codecs import AdditiveVQ, ProductVQ, QINCo, ResidualVQ
 from tokenry.lab.beds.signals.feature_banks import feature_bank
 
 
@@ -83,9 +84,11 @@ def methods(dim: int, books: int, bits: int, quick: bool) -> list[tuple[str, str
         ("RVQ", "tokenry", ours, lambda: ResidualVQ(dim, books, codes)),
         ("RVQ, beam 5", "tokenry", ours, lambda: ResidualVQ(dim, books, codes, beam=5)),
         ("RQ, beam 5", "faiss", theirs, lambda: faiss.IndexResidualQuantizer(dim, books, bits)),
-        ("AQ, ICM", "tokenry", ours, lambda: AdditiveVQ(dim, books, codes, encoder="icm")),
+        ("AQ, local search", "tokenry", ours, lambda: AdditiveVQ(dim, books, codes, encoder="icm")),
         ("LSQ", "faiss", theirs, lambda: faiss.IndexLocalSearchQuantizer(dim, books, bits)),
     ]
+    if dim <= 64:  # maps of wide vectors take hours to train on a CPU
+        rounds.append(("QINCo", "tokenry", ours, lambda: QINCo(dim, books, codes, hidden=64)))
     return [m for m in rounds if not quick or m[0] in ("PQ", "OPQ", "RVQ")]
 
 
@@ -118,6 +121,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
     rows = measure(args)
@@ -125,7 +129,7 @@ def main() -> None:
         return
     setting = (
         "MiniLM sentence embeddings (D 384, 8 books of 64) and the correlated mixture (D 32, 4 books of 16): 5,000 vectors to "
-        f"learn from, 5,000 others in the base, 1,000 queries; {args.threads} thread, a machine with other work on it; "
+        f"learn from, 5,000 others in the base, 1,000 queries; {args.threads} thread, load average {load:.1f} before; "
         f"FAISS {faiss.__version__}. '95 % +-' belongs to recall@10; encode is per vector of the base, search per query over "
         "the whole base."
     )

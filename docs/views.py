@@ -90,7 +90,7 @@ def kv_chart(axes: Any, rows: Rows) -> None:
 
 def search(rows: Rows) -> Rows:
     """Ours beside FAISS: the same kind of code, found items and time."""
-    pairs = {"PQ": "PQ", "OPQ": "OPQ", "RVQ, beam 5": "RQ, beam 5", "AQ, ICM": "LSQ"}
+    pairs = {"PQ": "PQ", "OPQ": "OPQ", "RVQ, beam 5": "RQ, beam 5", "AQ, local search": "LSQ"}
     by = {(r["data"], r["library"], r["method"]): r for r in rows}
     lines = []
     for (data, library, method), ours in by.items():

@@ -57,7 +57,9 @@ GRANTED = {
     "consistency": (1630, 250),
     "wordpool": (1250, 130),
     "lexinvariant": (1170, 210),
-    "vq": (3000, 380),
+    # One exception, for what a library that people come from has and this one lacked: quantizers made of quantizers, implicit
+    # books, DiVeQ, one book for all levels, given and top codes, terms by name; manual statistics and exported graphs.
+    "vq": (4250, 380),
     "audiotokens": (2570, 130),
 }
 """What a system may be long beyond the budget, in writing."""

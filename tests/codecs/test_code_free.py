@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tokenry.codecs import BSQ, FSQ, LFQ
+from tokenry.codecs import BSQ, FSQ, LFQ, VectorQuantizer
 from tokenry.core.codebooks.entropy import batch_entropy, bernoulli_entropy, joint_mean, sample_entropy
 
 
@@ -64,6 +64,8 @@ def test_fsq_gradient_is_that_of_the_bound():
 def test_fsq_bad_levels(sizes, words):
     with pytest.raises(ValueError, match=words):
         FSQ(sizes)
+    with pytest.raises(TypeError, match="levels must list the levels of each channel"):
+        FSQ(5)  # pyright: ignore[reportArgumentType]
     assert FSQ([2, 2], symmetric=True).codebook_size == 4
     assert FSQ([1024] * 6).codebook_size == 2**60  # beyond int32
 
@@ -148,6 +150,24 @@ def test_entropy_of_certain_bits_is_zero_with_finite_gradient():
     torch.testing.assert_close(entropy, torch.tensor([[0.0, math.log(2), 0.0]]))
     (entropy.sum() + batch_entropy(logits, [3])).backward()
     assert bool(torch.isfinite(logits.grad).all())
+
+
+@pytest.mark.parametrize("make", [LFQ, BSQ])
+def test_the_loss_is_left_out_where_nobody_asks_for_it(make):
+    quantizer, x = make(5, commitment=0.5), randn(20, 5).requires_grad_()
+    expected = quantizer(x).loss
+    for out, found in (
+        (quantizer(x, with_loss=False), False),
+        (quantizer.eval()(x), True),  # a gradient may be wanted
+        (torch.no_grad()(quantizer)(x), False),
+        (torch.no_grad()(quantizer)(x, with_loss=True), True),
+        (torch.no_grad()(quantizer.train())(x), True),
+    ):
+        assert out.loss.isfinite() == found
+        if found:
+            torch.testing.assert_close(out.loss, expected)
+    with torch.no_grad():
+        assert VectorQuantizer(5, 8).eval()(x).loss.isfinite(), "a loss that costs little is always there"
 
 
 def test_bad_bits():

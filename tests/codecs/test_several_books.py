@@ -224,6 +224,21 @@ def test_fit_orders_the_distortions_and_search_is_exact_over_codes():
         torch.testing.assert_close(true.gather(1, positions), distances, rtol=1e-3, atol=1e-2)
         tables = quantizer.distance_tables(queries)
         assert tables.shape == (7, 2, 16)
+        indices[3] = -1
+        indices[5, 1] = -1  # a book without a code adds nothing
+        distances, positions = quantizer.search(queries, indices, 9)
+        true = (queries[:, None] - quantizer.decode(indices)).square().sum(-1)
+        torch.testing.assert_close(distances, true.sort(dim=1).values[:, :9], rtol=1e-3, atol=1e-2)
+        for wrong, error in ((indices + 16, ValueError), (indices - 1, ValueError), (indices.float(), TypeError)):
+            with pytest.raises(error, match="indices must be"):
+                quantizer.search(queries, wrong, 9)
+    coarse = rvq.encode(x, levels=1)
+    distances, _ = rvq.search(queries, coarse, 9)
+    true = (queries[:, None] - rvq.decode(coarse)).square().sum(-1)
+    torch.testing.assert_close(distances, true.sort(dim=1).values[:, :9], rtol=1e-3, atol=1e-2)
+    with pytest.raises(ValueError, match="2 books"):
+        pq.search(queries, coarse, 9)
+    indices = aq.encode(x)
     with pytest.raises(ValueError, match="k must be"):
         aq.search(queries, indices, 1001)
     with pytest.raises(ValueError, match="queries"):
@@ -235,3 +250,38 @@ def test_exhaustive_refuses_what_it_cannot_try():
         AdditiveVQ(4, 4, 256, encoder="exhaustive")
     with pytest.raises(ValueError, match="encoder"):
         AdditiveVQ(4, 4, 256, encoder="magic")
+
+
+def test_local_search_beats_one_descent_and_codes_a_vector_alone_as_in_a_batch():
+    book, z = randn(4, 16, 8), randn(200, 8, seed=1)
+    start = encoders.greedy(z, book)
+    error = lambda k: encoders.errors(z, k, book)  # noqa: E731
+    search = lambda rows, restarts: encoders.perturbed_icm(  # noqa: E731
+        rows, book, sweeps=3, restarts=restarts, seed=0
+    )
+    one, many = search(z, 0), search(z, 16)
+    assert torch.equal(one, encoders.icm(z, book, start, 3))
+    assert bool((error(one) <= error(start) + 1e-5).all())
+    assert bool((error(many) <= error(one) + 1e-5).all())
+    assert float(error(many).mean()) < 0.97 * float(error(one).mean())
+    assert torch.equal(search(z[17:18], 16), many[17:18])
+    # one descent ends where no single code can be changed for a better one
+    still = encoders.icm(z, book, many, 50)
+    for m in range(4):
+        others = z - encoders.decode(still, book) + book[m][still[:, m]]
+        assert bool((torch.cdist(others, book[m]).square().min(dim=1).values >= error(still) - 1e-4).all())
+
+
+def test_the_estimated_ridge_is_that_of_the_codes_variance_and_helps_on_new_vectors():
+    x, new = randn(400, 16), randn(400, 16, seed=1)
+    fitted = [AdditiveVQ(16, 4, 16, encoder="icm", ridge=ridge).fit(x, iterations=3, rounds=6) for ridge in (1e-4, None)]
+    errors = [float((q.eval()(new).codes - new).square().mean()) for q in fitted]
+    assert errors[1] < errors[0]
+    indices = torch.randint(16, (400, 4), generator=torch.Generator().manual_seed(0))
+    estimated, plain = AdditiveVQ(16, 4, 16), AdditiveVQ(16, 4, 16, ridge=1e-4)
+    plain.update(x, indices)
+    explained = 1 - float(encoders.errors(x, indices, plain.codebook.detach()).sum() / x.square().sum())
+    given = AdditiveVQ(16, 4, 16, ridge=4 * (1 - explained) / explained + 1e-4)
+    estimated.update(x, indices)
+    given.update(x, indices)
+    torch.testing.assert_close(estimated.codebook, given.codebook, rtol=1e-3, atol=1e-5)

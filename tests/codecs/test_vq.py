@@ -5,13 +5,14 @@ import inspect
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tokenry.codecs import ResidualVQ, SimVQ, VectorQuantizer, usage
+from tokenry.codecs import FSQ, ResidualVQ, SimVQ, VectorQuantizer, usage
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.core.codebooks import codebooks
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, squared_distances
@@ -19,7 +20,9 @@ from tokenry.core.codebooks.estimators import (
     annealed_temperature,
     gumbel_softmax,
     index_backprop,
+    pull_together,
     rotation_trick,
+    rounded_tanh,
     straight_through,
 )
 
@@ -53,6 +56,11 @@ def test_blocks_of_codes_give_the_same_answer(monkeypatch):
     whole = nearest_codes(x, book)
     monkeypatch.setattr(codebooks, "_CODES_BLOCK", 7)
     monkeypatch.setattr(codebooks, "_CPU_BLOCK", 40)
+    monkeypatch.setattr(codebooks, "_LEAST_ROWS", 3)
+    assert torch.equal(nearest_codes(x, book), whole)
+    monkeypatch.setattr(codebooks, "_GROUP", 2)  # 7 codes at a time are no multiple, 10 are
+    assert torch.equal(nearest_codes(x, book), whole)
+    monkeypatch.setattr(codebooks, "_CODES_BLOCK", 10)
     assert torch.equal(nearest_codes(x, book), whole)
     assert int(whole.max()) < 50
 
@@ -157,6 +165,30 @@ def test_straight_through_is_exact_for_distant_values():
     assert straight_through(z, q).item() == q.item()
 
 
+def test_nodes_of_ones_own_have_the_gradients_of_their_formulas():
+    z, q = (randn(6, 4, seed=seed).double().requires_grad_() for seed in (0, 1))
+    shift, half, lift, unit = (torch.rand(4, generator=torch.Generator().manual_seed(seed)).double() + 1 for seed in range(4))
+    found, rounded = rounded_tanh(z, shift, half, lift, unit)
+    smooth = torch.tanh(z + shift) * half + lift
+    assert torch.equal(rounded, smooth.round())
+    assert torch.equal(found, rounded / unit)
+    pairs = [
+        (found, (smooth + (rounded - smooth).detach()) / unit),
+        (pull_together(z, q, 0.3, 1.7), 0.3 * F.mse_loss(z, q.detach()) + 1.7 * F.mse_loss(z.detach(), q)),
+        (straight_through(z, q), q.detach() + z - z.detach()),
+    ]
+    for ours, formula in pairs:
+        torch.testing.assert_close(ours, formula)
+        first = [torch.autograd.grad((y**2).sum(), [z, q], allow_unused=True, create_graph=True) for y in (ours, formula)]
+        torch.testing.assert_close([g for g in first[0] if g is not None], [g for g in first[1] if g is not None])
+        second = [
+            torch.autograd.grad(sum((g**2).sum() for g in pair if g is not None), z, retain_graph=True)[0] for pair in first
+        ]
+        torch.testing.assert_close(*second)
+        again = torch.autograd.grad((ours**2).sum(), z, retain_graph=True)[0]  # without a second derivative
+        torch.testing.assert_close(again, first[1][0])
+
+
 def test_soft_estimators_reach_every_code():
     logits = randn(6, 5).requires_grad_()
     for weights, index in (index_backprop(logits, 0.7), gumbel_softmax(logits, 0.7, torch.Generator().manual_seed(0))):
@@ -205,6 +237,34 @@ def test_kmeans_finds_separated_clusters_and_start_is_kept_on_load():
     out = fitted(x)
     assert (out.codes - x).square().sum(-1).max() < 50
     assert out.stats.dead == 0
+
+
+def test_gradient_books_start_from_rows_of_the_first_batch():
+    x = randn(40, 3) + 5
+    quantizer = VectorQuantizer(3, 8, ema=False)
+    out = quantizer(x)
+    # every code lies halfway between the mean of the drawn rows and one of them, so that twice its way is that row
+    rows = 2 * (quantizer.codebook - quantizer.codebook.mean(dim=0)) + quantizer.codebook.mean(dim=0)
+    assert bool((torch.cdist(rows.detach(), x).min(dim=1).values < 1e-4).all())
+    assert len(out.indices.unique()) > 4
+    before = quantizer.codebook.clone()
+    quantizer(x * 3)
+    assert torch.equal(quantizer.codebook, before), "once"
+    few = VectorQuantizer(3, 64, ema=False)
+    few(x)
+    assert len(few.codebook.unique(dim=0)) == 64, "rows that come again differ"
+    own = with_book(VectorQuantizer(3, 8, ema=False), randn(8, 3))
+    own(x)
+    assert torch.equal(own.codebook, randn(8, 3)), "a book that was put in stays"
+    assert bool(own.initialised)
+    assert VectorQuantizer(3, 8).start == "uniform"
+    for start, bound in (("uniform", 1 / 64), ("kaiming", (6 / (64 * 30)) ** 0.5)):
+        book = VectorQuantizer(30, 64, ema=False, start=start).codebook
+        assert float(book.detach().abs().max()) == pytest.approx(bound, rel=0.01)
+    assert bool((VectorQuantizer(3, 8, ema=False).eval()(x).indices >= 0).all())
+    levels = ResidualVQ(3, 2, 16, ema=False, seed=1)
+    losses = levels(x).stats.losses
+    assert losses[1] < losses[0], "the second level starts from what the first leaves"
 
 
 def test_lloyd_equals_a_plain_implementation():
@@ -326,6 +386,8 @@ def test_stats_of_huge_books_and_of_permutations(values, random):
         ({"orthogonality": 1.0}, ValueError, "ema=False"),
         ({"emit": "row"}, ValueError, "emit"),
         ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"start": "rows"}, ValueError, "start"),
+        ({"statistics": "later"}, ValueError, "statistics"),
         ({"seed": -1}, ValueError, "seed"),
     ],
 )
@@ -347,6 +409,16 @@ def test_bad_input():
         usage(torch.tensor([0.5]), 8)
 
 
+def test_numbers_of_numpy_build_and_save(tmp_path):
+    quantizer = VectorQuantizer(np.int64(4), np.int32(8), decay=np.float32(0.5), code_dim=np.int64(3))
+    quantizer.save_pretrained(tmp_path / "vq")
+    loaded = VectorQuantizer.from_pretrained(tmp_path / "vq").eval()
+    assert torch.equal(loaded(randn(9, 4)).indices, quantizer.eval()(randn(9, 4)).indices)
+    for quantizer in (FSQ(np.array([8, 5])), ResidualVQ(4, np.int64(2), 8, allowed_levels=np.array([1, 2]))):
+        quantizer.save_pretrained(tmp_path / "other")
+        assert type(quantizer).from_pretrained(tmp_path / "other").codebook_size == quantizer.codebook_size
+
+
 def test_loading_another_class_is_refused(tmp_path):
     VectorQuantizer(4, 8).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a 'VectorQuantizer', not a SimVQ"):
@@ -355,7 +427,12 @@ def test_loading_another_class_is_refused(tmp_path):
 
 def test_a_large_finite_batch_is_not_taken_for_infinite():
     x = torch.full((64, 4), 3e38)
-    assert VectorQuantizer(4, 8).eval()(x).indices.shape == (64,)
+    assert FSQ([8, 5, 5, 5])(x).indices.tolist() == [999] * 64
+    with pytest.raises(ValueError, match=r"sum of squares that float32 holds, got entries up to 3e.38"):
+        VectorQuantizer(4, 8).eval()(x)
+    with pytest.raises(ValueError, match=r"float32 holds, got entries up to 1e.300"):
+        VectorQuantizer(4, 8)(torch.full((1, 4), 1e300, dtype=torch.float64))
+    assert VectorQuantizer(4, 8)(x / 1e23).loss.isfinite()
 
 
 @pytest.mark.parametrize("make", [lambda: VectorQuantizer(4, 8, reset_threshold=0.5), lambda: ResidualVQ(4, 2, 8)])
@@ -376,7 +453,14 @@ def test_a_compiled_book_learns_the_same_and_refuses_nan(make):
 def test_look_up_options_are_named_once():
     """The names that type checkers know are those of the constructor behind them."""
     parameters = inspect.signature(LookupQuantizer.__init__).parameters
-    assert set(LookupOptions.__annotations__) == set(parameters) - {"self", "dim", "codebook_size", "books", "book_dim"}
+    assert set(LookupOptions.__annotations__) == set(parameters) - {
+        "self",
+        "dim",
+        "codebook_size",
+        "books",
+        "book_dim",
+        "shared",
+    }
 
 
 def test_arguments_survive_copies():

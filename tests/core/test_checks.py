@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,17 @@ def test_numbers():
             call()
     with pytest.raises(ValueError, match="n must be a finite number, got nan"):
         check_range("n", float("nan"))
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert check_int("k", np.int64(3), 1) == 3
+    assert type(check_int("k", np.uint8(3))) is int
+    assert check_range("p", np.float32(0.5), 0, 1) == 0.5
+    for wrong in (np.float32(3.0), np.bool_(True), np.array(3)):
+        with pytest.raises(TypeError, match="k must be an int"):
+            check_int("k", wrong)
+    with pytest.raises(ValueError, match="k must be >= 1, got 0"):
+        check_int("k", np.int64(0), 1)
 
 
 def test_tensors():

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,9 +27,17 @@ def write_checkpoint(folder: str | Path, module: nn.Module, described: dict[str,
     state = module.state_dict()
     if without:
         state = {name: x for name, x in state.items() if not name.startswith(f"{without}.")}
-    text = json.dumps(described, indent=2, sort_keys=True)  # what cannot be written leaves both files as they are
+    # first, since what cannot be written leaves both files as they are
+    text = json.dumps(described, indent=2, sort_keys=True, default=_plain)
     write_tensors(path / WEIGHTS, state, {"format": "pt"})
     write_text(path / CONFIG, text)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be written as JSON")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

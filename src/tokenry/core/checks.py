@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 
 
 def check_int(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
-    """Return `value` if it is an int (not a bool) within the closed range, else raise."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Return `value` as an int if it is an integer (numpy's too, not a bool) within the closed range, else raise."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
-    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+    number = int(value)
+    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
         raise ValueError(f"{name} must be {_interval(minimum, maximum, False, False)}, got {value}")
-    return value
+    return number
 
 
 def check_range(
@@ -29,7 +31,7 @@ def check_range(
     high_open: bool = False,
 ) -> float:
     """Return `value` as a float if it is a finite number (not a bool) inside the range, else raise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     number = float(value)
     below = low is not None and (number < low or (low_open and number == low))

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+
+from tokenry.core.narrow import NarrowLinear
 
 
 @contextmanager
@@ -19,3 +22,13 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
             with torch.cuda.device(forked):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def seeded_linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = True) -> nn.Linear:
+    """A linear layer with the usual uniform start in +-inputs^-1/2, drawn from `generator`."""
+    layer = NarrowLinear(inputs, outputs, bias=bias)
+    bound = inputs**-0.5
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+    return layer

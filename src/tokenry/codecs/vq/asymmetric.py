@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokenry.codecs.vq.base import Quantizer
 from tokenry.core.checks import check_finite, check_int, check_shape
+from tokenry.core.codebooks.codebooks import squared_distances
+from tokenry.core.codebooks.stats import check_indices
 
 if TYPE_CHECKING:
     _Host = Quantizer
@@ -34,11 +37,42 @@ def search_tables(tables: Tensor, indices: Tensor, k: int, offsets: Tensor | Non
             total += tables[:, book].index_select(1, part[:, book])
         if offsets is not None:
             total += offsets[start : start + rows]
-        near = total.topk(min(k, total.shape[1]), dim=1, largest=False)
-        best, where = torch.cat([best, near.values], dim=1), torch.cat([where, near.indices + start], dim=1)
-        kept = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-        best, where = kept.values, where.gather(1, kept.indices)
+        best, where = _merged(best, where, total, start, k)
     return best, where
+
+
+def _merged(best: Tensor, where: Tensor, found: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k lowest of `best` [Q, b] at positions `where` and `found` [Q, n] at positions from `start`, ascending."""
+    near = found.topk(min(k, found.shape[1]), dim=1, largest=False)
+    best, where = torch.cat([best, near.values], dim=1), torch.cat([where, near.indices + start], dim=1)
+    kept = best.topk(min(k, best.shape[1]), dim=1, largest=False)
+    return kept.values, where.gather(1, kept.indices)
+
+
+class DecodedSearch(_Host):
+    """`search` for quantizers without tables: the bank is decoded block by block."""
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(squared distances [Q, k] ascending, positions [Q, k]) among vectors coded as `indices` [N, M].
+
+        Distances are between the exact query and the decoded vector, in the space of inputs. Memory O(Q block + block D).
+
+        Raises:
+            TypeError: indices are not integers. ValueError: shapes do not fit, an index out of range, non-finite queries, or
+                k > N.
+        """
+        check_shape("queries", queries, "Q D", D=self.dim)
+        check_finite("queries", queries)
+        check_shape("indices", indices, "N M")
+        check_int("k", k, 1, len(indices))
+        q = queries.to(self._dtype(queries))
+        best, where = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.long, device=q.device)
+        rows = max(k, _BLOCK // max(len(q), self.dim))
+        for start in range(0, len(indices), rows):
+            codes = self.decode(indices[start : start + rows])
+            best, where = _merged(best, where, squared_distances(q, codes), start, k)
+        return best.clamp(min=0), where
 
 
 class AsymmetricSearch(_Host):
@@ -46,6 +80,10 @@ class AsymmetricSearch(_Host):
 
     def distance_tables(self, queries: Tensor) -> Tensor:
         """Tables [Q, M, K] of queries [Q, D], whose entries along a vector's indices add up to its squared distance."""
+        raise NotImplementedError
+
+    def _absent(self, queries: Tensor, tables: Tensor) -> Tensor:
+        """What a book without a code (index -1) adds to the distance of each query: [Q, M, 1]."""
         raise NotImplementedError
 
     def _offsets(self, indices: Tensor) -> Tensor | None:
@@ -56,14 +94,25 @@ class AsymmetricSearch(_Host):
     def search(self, queries: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(squared distances [Q, k] ascending, positions [Q, k]) among vectors coded as `indices` [N, M].
 
-        Distances are between the exact query and the decoded vector.
+        Distances are between the exact query and the decoded vector: a book with index -1 adds nothing to that vector, nor do
+        levels that are left out where a prefix can be decoded.
 
         Raises:
-            ValueError: shapes do not fit, non-finite queries, or k > N.
+            TypeError: indices are not integers. ValueError: shapes do not fit, an index out of range, non-finite queries, or
+                k > N.
         """
-        check_shape("indices", indices, "N M", M=self.books or 1)
+        check_shape("indices", indices, "N M")
+        check_indices("indices", indices, self.codebook_size)
+        if not self._fits_books(indices.shape[1]):
+            raise ValueError(f"indices must have {self.books} books in their last axis, got shape {list(indices.shape)}")
         check_int("k", k, 1, len(indices))
-        return search_tables(self.distance_tables(queries), indices, k, self._offsets(indices))
+        tables, offsets = self.distance_tables(queries), self._offsets(indices)
+        lacking = tables.shape[1] - indices.shape[1]
+        if lacking or bool((indices < 0).any()):
+            tables = torch.cat([tables, self._absent(queries, tables)], dim=2)
+            indices = F.pad(indices.long(), (0, lacking), value=-1)
+            indices = torch.where(indices < 0, self.codebook_size, indices)
+        return search_tables(tables, indices, k, offsets)
 
     def _queries(self, queries: Tensor) -> Tensor:
         check_shape("queries", queries, "Q D", D=self.dim)
@@ -80,8 +129,12 @@ class AdditiveSearch(AsymmetricSearch):
     def distance_tables(self, queries: Tensor) -> Tensor:
         """-2 <q, C_m[k]> + ||q||^2 / M, [Q, M, K]; the norm of the decoded vector is added by `search`."""
         q = self._queries(queries)
-        rows = torch.stack([self._emitted(m) for m in range(len(self.codebook))])  # type: ignore[attr-defined]
+        rows = torch.stack([self._emitted(m) for m in range(self.books or 1)])  # type: ignore[attr-defined]
         return q.square().sum(dim=-1)[:, None, None] / len(rows) - 2 * torch.einsum("qd,mkd->qmk", q, rows)
+
+    def _absent(self, queries: Tensor, tables: Tensor) -> Tensor:
+        share = self._queries(queries).square().sum(dim=-1) / tables.shape[1]
+        return share[:, None, None].expand(-1, tables.shape[1], 1)
 
     def _offsets(self, indices: Tensor) -> Tensor:
         norms = [self._combine(self.codes_of(part)).square().sum(dim=-1) for part in indices.split(1 << 16)]

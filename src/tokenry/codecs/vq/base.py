@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
@@ -15,9 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenry.core.checkpoint import CONFIG, WEIGHTS, write_checkpoint
-from tokenry.core.checks import check_finite, check_float, check_int, check_mask
+from tokenry.core.checks import check_finite, check_float, check_int, check_mask, check_tensor
+from tokenry.core.codebooks.ranks import sum_over_ranks, world_size
 from tokenry.core.codebooks.stats import CodebookStats, check_indices
-from tokenry.core.seeding import seeded
+from tokenry.core.codebooks.terms import Terms, total
+from tokenry.core.seeding import seeded, seeded_linear
 
 Q = TypeVar("Q", bound="Quantizer")
 
@@ -38,12 +42,17 @@ class Quantized(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a variant decides on rows [N, d] of its code space: codes [N, d], indices [N] or [N, M], loss, loss of each book."""
+    """What a variant decides on rows [N, d] of its code space: codes [N, d], indices [N] or [N, M], loss, loss of each book.
+
+    A loss may come as its terms by name, and one that costs more than the codes as a function, called where it is wanted;
+    `terms` names the parts of one that comes as a tensor.
+    """
 
     codes: Tensor
     indices: Tensor
-    loss: Tensor
+    loss: Tensor | Terms | Callable[[], Tensor | Terms]
     losses: Tensor | None = None
+    terms: Terms | None = None
 
 
 class Quantizer(nn.Module, ABC):
@@ -58,15 +67,19 @@ class Quantizer(nn.Module, ABC):
         code_dim: width d of the code space; linear maps lead in and out where it differs from `dim`.
         books: number of codebooks M, None for a single index.
         codebook_sizes: codes of each book.
+        frozen: whether the books are held as they are, see `freeze`.
     """
 
     _registry: ClassVar[dict[str, type[Quantizer]]] = {}
+    frozen: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         Quantizer._registry[cls.__name__] = cls
 
     arguments: dict[str, Any]
+    _squares = True  # whether codes or losses take squares of the rows
+    _joins_ranks = False  # whether a training step sums over the ranks of `torch.distributed`
 
     def __new__(cls, *values: Any, **options: Any) -> Any:
         """Remember the constructor's arguments for `save_pretrained`; wrong ones are the constructor's to refuse."""
@@ -107,24 +120,54 @@ class Quantizer(nn.Module, ABC):
         """Bits of one vector: the sum over books of log2 of their sizes."""
         return float(torch.tensor(self.codebook_sizes, dtype=torch.float64).log2().sum())
 
+    def book_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the books alone, for an optimizer of their own: those of the maps in and out are not among them."""
+        for name, parameter in self.named_parameters():
+            if name.split(".")[0] not in ("project_in", "project_out"):
+                yield parameter
+
+    def freeze(self: Q, frozen: bool = True) -> Q:
+        """Hold the books as they are in training too (or let them learn again); returns self.
+
+        No gradient, moving average, start or replacement changes them; the input keeps its gradient, the maps in and out
+        learn. An attribute of the object, not part of its state.
+        """
+        self.frozen = frozen
+        for parameter in self.book_parameters():
+            parameter.requires_grad_(not frozen)
+        return self
+
     # -- the four calls -------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, with_loss: bool | None = None, **options: Any) -> Quantized:
         """Quantize x [..., D] -> `Quantized`.
+
+        A loss that costs more than the codes (LFQ, BSQ) is left out in evaluation where no gradient is recorded, and is NaN
+        there; `with_loss` asks for it, or leaves it out anywhere.
 
         Raises:
             TypeError: x is not a floating-point tensor, or the mask not bool.
-            ValueError: wrong width, no vector at all, a wrong mask, NaN or Inf; nothing has been learned from it then.
+            ValueError: wrong width, no vector at all, a wrong mask, NaN, Inf or entries whose squares overflow; nothing has
+                been learned from it then.
         """
         z, keep, shape = self._enter(x, mask)
         with _island(x):
-            choice = self._quantize(z, keep, **options)
+            choice = self._sealed(self._quantize(z, keep, **options), z)
             codes = self._leave(choice.codes, keep, shape).to(x.dtype)
-        indices = choice.indices.reshape(*shape, *choice.indices.shape[1:])
+            loss, terms = self._weigh(choice, z, with_loss)
+        indices = choice.indices.reshape(shape + choice.indices.shape[1:])
         if keep is not None:
             indices = indices.masked_fill(~keep.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
-        stats = CodebookStats(indices, self.codebook_size, books=self.books is not None, losses=choice.losses)
-        return Quantized(codes, indices, choice.loss, stats)
+        stats = CodebookStats(indices, self.codebook_sizes, books=self.books is not None, losses=choice.losses, terms=terms)
+        return Quantized(codes, indices, loss, stats)
+
+    def _weigh(self, choice: Choice, z: Tensor, with_loss: bool | None) -> tuple[Tensor, Terms | None]:
+        """The loss, and its terms where they have names."""
+        loss, terms = choice.loss, choice.terms
+        if not isinstance(loss, (Tensor, dict)):
+            wanted = self.training or torch.is_grad_enabled() if with_loss is None else with_loss
+            loss = loss() if wanted else z.new_full((), float("nan"))
+        return (total(loss), loss) if isinstance(loss, dict) else (loss, terms)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -132,7 +175,7 @@ class Quantizer(nn.Module, ABC):
         z, _, shape = self._enter(x, mask)
         with _island(x):
             indices = self._encode(z, **options)
-        indices = indices.reshape(*shape, *indices.shape[1:])
+        indices = indices.reshape(shape + indices.shape[1:])
         return indices if mask is None else indices.masked_fill(~mask.view(*shape, *[1] * (indices.dim() - len(shape))), -1)
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -145,13 +188,15 @@ class Quantizer(nn.Module, ABC):
         flat = codes.flatten(0, -2) if codes.dim() > 1 else codes[None]
         with _island(codes):
             absent = (indices < 0) if self.books is None else (indices < 0).all(dim=-1)
-            return self._leave(flat, None if not bool(absent.any()) else ~absent.flatten(), codes.shape[:-1])
+            some = torch.compiler.is_compiling() or bool(absent.any())
+            return self._leave(flat, ~absent.flatten() if some else None, codes.shape[:-1])
 
     def codes_of(self, indices: Tensor) -> Tensor:
         """Codes in the code space: [..., d] for one book, [..., M, d] of each book for several; zero where the index is -1."""
-        check_indices("indices", indices, self.codebook_size)
+        check_tensor("indices", indices)
         if self.books is not None and (indices.dim() == 0 or not self._fits_books(indices.shape[-1])):
             raise ValueError(f"indices must have {self.books} books in their last axis, got shape {list(indices.shape)}")
+        check_indices("indices", indices, self.codebook_sizes[: 1 if self.books is None else indices.shape[-1]])
         return self._lookup(indices.long())
 
     def _fits_books(self, count: int) -> bool:
@@ -187,15 +232,15 @@ class Quantizer(nn.Module, ABC):
         x = x.movedim(1, -1) if self.channels_first else x
         shape = x.shape[:-1]
         rows = x.reshape(-1, self.dim)
-        rows = rows.to(self._dtype(rows))
-        if not len(rows):
+        # an exported graph is one for every number of vectors
+        if not torch.compiler.is_compiling() and not len(rows):
             raise ValueError(f"x must hold at least one vector, got shape {list(x.shape)}")
         keep = None
         if mask is not None:
             keep = check_mask("mask", mask, shape).reshape(-1)
             rows = rows.masked_fill(~keep[:, None], 0.0)
         with _island(x):
-            z = self.project_in(rows)
+            z = self.project_in(rows.to(self._dtype(rows)))
         self._check_rows(rows, z, keep)
         return z, keep, shape
 
@@ -206,13 +251,36 @@ class Quantizer(nn.Module, ABC):
         return torch.float64 if wide else torch.float32
 
     def _check_rows(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
-        """Refuse what must not reach a codebook (in eager mode: a compiled graph shows NaN in its codes instead)."""
+        """Refuse what must not reach a codebook (in eager mode: a compiled graph shows NaN in its codes instead).
+
+        Where a training step sums over ranks, bad rows on one are refused on all, so that no rank waits for another.
+        """
         if torch.compiler.is_compiling():
             return
+        if not (self.training and self._joins_ranks and world_size() > 1):
+            return self._check_values(rows, z, keep)
+        problem = None
+        try:
+            self._check_values(rows, z, keep)
+        except ValueError as error:
+            problem = error
+        refused = sum_over_ranks(torch.tensor(float(problem is not None), device=rows.device))
+        if problem is not None:
+            raise problem
+        if bool(refused):
+            raise ValueError("x must be finite on every rank: another rank refused its batch")
+
+    def _check_values(self, rows: Tensor, z: Tensor, keep: Tensor | None) -> None:
+        flat = z.detach().flatten()
+        # a finite sum proves finite entries, one of squares (with room for a difference to codes) that losses are finite;
         # whatever is not finite in x is not finite after the map either, which is often much narrower
-        if not bool(torch.isfinite(z.detach().sum())):
+        total = 16 * torch.dot(flat, flat) if self._squares else flat.sum()
+        if not math.isfinite(total.item()):
             check_finite("x", rows)
-            check_finite("project_in(x)", z)
+            if self._squares or not bool(torch.isfinite(flat).all()):
+                peak = float(rows.detach().abs().max())
+                kind = str(z.dtype).removeprefix("torch.")
+                raise ValueError(f"x must have a sum of squares that {kind} holds, got entries up to {peak:.3g}; scale it down")
         if keep is not None and not bool(keep.any()):
             raise ValueError("mask must keep at least one vector, got all False")
 
@@ -231,11 +299,13 @@ class Quantizer(nn.Module, ABC):
         return weights.double() if device != "mps" and self.codebook_size <= 2**52 else weights
 
     @staticmethod
-    def _sealed(indices: Tensor, z: Tensor) -> Tensor:
-        """In a compiled graph, which cannot raise, a non-finite row has index -1; its codes are NaN."""
+    def _sealed(choice: Choice, z: Tensor) -> Choice:
+        """In a compiled graph, which cannot raise, a non-finite row has index -1 and its codes are NaN."""
         if not torch.compiler.is_compiling():
-            return indices
-        return indices.masked_fill(~torch.isfinite(z).all(dim=-1), -1)
+            return choice
+        bad = ~torch.isfinite(z).all(dim=-1)
+        indices = choice.indices.masked_fill(bad if choice.indices.dim() == 1 else bad[:, None], -1)
+        return choice._replace(codes=choice.codes.masked_fill(bad[:, None], float("nan")), indices=indices)
 
     def _wanted(self) -> str:
         return f"[B, {self.dim}, ...]" if self.channels_first else f"[..., {self.dim}]"
@@ -277,7 +347,7 @@ class Quantizer(nn.Module, ABC):
         path = Path(folder)
         described = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         name = described.get("class", "")
-        found = Quantizer._registry.get(name) or getattr(import_module("tokenry.codecs"), name, None)
+        found = Quantizer._named(name)
         if found is None or not issubclass(found, cls):
             raise ValueError(f"folder={str(folder)!r} holds a {name!r}, not a {cls.__name__}")
         with seeded(0):  # the first weights, replaced at once
@@ -285,19 +355,14 @@ class Quantizer(nn.Module, ABC):
         module.load_state_dict(load_file(path / WEIGHTS))
         return module  # type: ignore[return-value]
 
+    @staticmethod
+    def _named(name: str) -> type[Quantizer] | None:
+        """The quantizer class of this name, imported if it has to be."""
+        return Quantizer._registry.get(name) or getattr(import_module("tokenry.codecs"), name, None)
+
     def extra_repr(self) -> str:
         """Arguments, as given."""
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-
-
-def seeded_linear(inputs: int, outputs: int, generator: torch.Generator, bias: bool = True) -> nn.Linear:
-    """A linear layer with the usual uniform start in +-inputs^-1/2, drawn from `generator`."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    bound = inputs**-0.5
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(-bound, bound, generator=generator)
-    return layer
 
 
 def _island(x: Tensor) -> AbstractContextManager[Any]:
@@ -310,5 +375,5 @@ def spread(values: Tensor, keep: Tensor | None, fill: float = 0.0) -> Tensor:
     """Rows [n, ...] to the places where `keep` [N] is True, `fill` elsewhere: [N, ...]; unchanged without `keep`."""
     if keep is None:
         return values
-    out = values.new_full((len(keep), *values.shape[1:]), fill)
+    out = values.new_full((keep.shape[0], *values.shape[1:]), fill)
     return out.masked_scatter(keep.view(-1, *[1] * (values.dim() - 1)), values)

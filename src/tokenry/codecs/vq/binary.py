@@ -22,6 +22,8 @@ from tokenry.codecs.vq.base import Choice, Quantizer
 from tokenry.core.checks import check_int, check_range
 from tokenry.core.codebooks.entropy import MAX_JOINT_BITS, batch_entropy, sample_entropy, weighted_mean
 from tokenry.core.codebooks.estimators import straight_through
+from tokenry.core.codebooks.ranks import world_size
+from tokenry.core.codebooks.terms import Terms
 
 
 class BinaryQuantizer(Quantizer):
@@ -33,7 +35,7 @@ class BinaryQuantizer(Quantizer):
         self, bits: int, groups: int, *, temperature: float, entropy_weight: float, diversity: float, commitment: float,
         dim: int | None, seed: int, channels_first: bool,
     ) -> None:  # fmt: skip
-        check_int("bits", bits, 1, 62)
+        bits = check_int("bits", bits, 1, 62)
         super().__init__(dim or bits, bits, None, 2**bits, channels_first=channels_first, seed=seed)
         self.temperature = check_range("temperature", temperature, 0, low_open=True)
         self.entropy_weight = check_range("entropy_weight", entropy_weight, 0)
@@ -54,8 +56,19 @@ class BinaryQuantizer(Quantizer):
         """Absolute value of a code's entries."""
 
     @abstractmethod
-    def _loss(self, z: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
-        """Loss of rows z and their codes; rows of weight 0 do not count."""
+    def _entropy_scales(self) -> tuple[float, float]:
+        """Weights of the sample entropy and of the batch entropy in the loss."""
+
+    def _terms(self, points: Tensor, q: Tensor, weights: Tensor | None) -> Terms:
+        """Loss terms of points and their codes; rows of weight 0 do not count."""
+        terms: Terms = {}
+        if self.commitment or not self.entropy_weight:
+            terms["commitment"] = self._commitment_term(points, q, weights)
+        if self.entropy_weight:
+            logits, (sample, batch) = self._logits(points), self._entropy_scales()
+            terms["sample_entropy"] = sample * sample_entropy(logits, weights, joined=self._joined)
+            terms["batch_entropy"] = batch * batch_entropy(logits, self.groups, weights, joined=self._joined)
+        return terms
 
     def _points(self, z: Tensor) -> Tensor:
         """What is compared with the codes."""
@@ -68,15 +81,23 @@ class BinaryQuantizer(Quantizer):
     def _commitment_term(self, points: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
         if not self.commitment:
             return points.new_zeros(())
-        return self.commitment * weighted_mean((points - q.detach()).square().mean(dim=-1), weights)
+        distances = (points - q.detach()).square().mean(dim=-1)
+        return self.commitment * weighted_mean(distances, weights, joined=self._joined)
+
+    _joins_ranks = True
+
+    @property
+    def _joined(self) -> bool:
+        """Whether the loss is that of the batch joined over ranks: in training; one rank may evaluate alone."""
+        return self.training and world_size() > 1
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         points = self._points(z)
         positive = points.detach() > 0
         q = torch.where(positive, self._size, -self._size).to(points.dtype)
         weights = None if keep is None else keep.to(points.dtype)
-        indices = self._sealed(self._weighed(positive, self._weights(self.powers)), z)
-        return Choice(straight_through(points, q), indices, self._loss(points, q, weights))
+        indices = self._weighed(positive, self._weights(self.powers))
+        return Choice(straight_through(points, q), indices, lambda: self._terms(points, q, weights))
 
     def _encode(self, z: Tensor) -> Tensor:
         return self._weighed(self._points(z) > 0, self._weights(self.powers))
@@ -138,18 +159,14 @@ class LFQ(BinaryQuantizer):
             commitment=commitment, dim=dim, seed=seed, channels_first=channels_first,
         )  # fmt: skip
         self.scale = check_range("scale", scale, 0, low_open=True)
+        self._squares = self.commitment > 0
 
     @property
     def _size(self) -> float:
         return self.scale
 
-    def _loss(self, z: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
-        loss = self._commitment_term(z, q, weights)
-        if not self.entropy_weight:
-            return loss
-        logits = self._logits(z)
-        spread_out = batch_entropy(logits, self.groups, weights)
-        return loss + self.entropy_weight * (sample_entropy(logits, weights) - self.diversity * spread_out)
+    def _entropy_scales(self) -> tuple[float, float]:
+        return self.entropy_weight, -self.entropy_weight * self.diversity
 
 
 class BSQ(BinaryQuantizer):
@@ -204,12 +221,6 @@ class BSQ(BinaryQuantizer):
     def _points(self, z: Tensor) -> Tensor:
         return F.normalize(z, dim=-1)
 
-    def _loss(self, z: Tensor, q: Tensor, weights: Tensor | None) -> Tensor:
-        loss = self._commitment_term(z, q, weights)
-        if not self.entropy_weight:
-            return loss
-        logits = self._logits(z)
-        balance = self.sample_weight * sample_entropy(logits, weights) - self.diversity * batch_entropy(
-            logits, self.groups, weights
-        )
-        return loss + self.entropy_weight * self.temperature * balance
+    def _entropy_scales(self) -> tuple[float, float]:
+        scale = self.entropy_weight * self.temperature
+        return scale * self.sample_weight, -scale * self.diversity

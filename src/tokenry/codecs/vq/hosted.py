@@ -24,7 +24,7 @@ def from_host(module: nn.Module) -> VectorQuantizer | ResidualVQ:
     count, size, width = books.shape
     dim = width if into is None else into.shape[1]
     if not is_residual(module):
-        quantizer = VectorQuantizer(dim, size, ema=False, commitment=0.25, channels_first=True)
+        quantizer = VectorQuantizer(dim, size, ema=False, commitment=0.25, start="uniform", channels_first=True)
         quantizer.load_state_dict(quantizer.state_dict() | {"codebook": books[0]})
         return quantizer.eval()
     quantizer = ResidualVQ(dim, count, size, decay=0.99, channels_first=True, code_dim=None if into is None else width)

@@ -7,6 +7,7 @@ For search table[i, k] = ||z_i - C_i[k]||^2 and a distance is the sum over block
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_int
 from tokenry.core.codebooks.codebooks import nearest_codes
 from tokenry.core.codebooks.stats import check_indices
+from tokenry.core.codebooks.terms import joined
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,7 +56,7 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         if width % check_int("groups", groups, 1):
             raise ValueError(f"groups must divide the width {width}, got {groups}")
         super().__init__(dim, codebook_size, books=groups, book_dim=width // groups, **options)
-        self.groups = groups
+        self.groups = int(groups)
         self.register_buffer("rotation", torch.eye(width) if rotation else None)
 
     rotation: Tensor | None
@@ -70,20 +72,26 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
         return joined if self.rotation is None else joined @ self.rotation.t()
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
-        step = self._next_step()
+        step = self._next_step(z)
         blocks = self._blocks(z if keep is None else z[keep])
         stages = [self._stage(block, book, step) for book, block in enumerate(blocks)]
-        codes = [self._codes(block, stage.rows, stage.soft) for block, stage in zip(blocks, stages, strict=True)]
+        pairs = enumerate(zip(blocks, stages, strict=True))
+        codes = [self._codes(block, stage.rows, stage.soft, step, book) for book, (block, stage) in pairs]
         codes = self._combine(torch.stack(codes, dim=-2))
         indices = torch.stack([stage.indices for stage in stages], dim=-1)
         losses = torch.stack([stage.loss for stage in stages])
         # blocks are equally wide, so that the mean over blocks is the mean over all elements
-        loss = self._with_orthogonality(losses.mean())
-        return Choice(spread(codes, keep), spread(indices, keep, -1), loss, losses)
+        terms = joined([stage.terms for stage in stages], [1 / len(stages)] * len(stages)) or {}
+        apart = self._orthogonality_terms()
+        loss = losses.mean() + apart["orthogonality"] if apart else losses.mean()
+        return Choice(spread(codes, keep), spread(indices, keep, -1), loss, losses, terms | apart)
 
     def _encode(self, z: Tensor) -> Tensor:
         found = [nearest_codes(b, self._compared(i), dot=self._dot) for i, b in enumerate(self._blocks(z))]
         return torch.stack(found, dim=-1)
+
+    def _questions(self, z: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor]]:
+        yield from enumerate(self._blocks(z))
 
     def pack(self, indices: Tensor) -> Tensor:
         """Indices [..., M] -> one integer [...], sum_i k_i K^i; -1 where a book has -1.
@@ -119,6 +127,10 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
             tables.append(scores.clamp(min=0))
         return torch.stack(tables, dim=1)
 
+    def _absent(self, queries: Tensor, tables: Tensor) -> Tensor:
+        blocks = self._turned(self._queries(queries)).unflatten(-1, (self.groups, -1))
+        return blocks.square().sum(dim=-1, keepdim=True)
+
     @torch.no_grad()
     def fit(self, x: Tensor, *, iterations: int = 25, rotation_rounds: int = 20) -> ProductVQ:
         """Set the books by k-means on a bank x [N, D], block by block, and with `rotation` R as well; returns self.
@@ -134,7 +146,7 @@ class ProductVQ(AsymmetricSearch, LookupQuantizer):
                     [F.embedding(k, self._emitted(i)) for i, k in enumerate(self._encode(z).unbind(-1))], dim=-1
                 )
                 u, _, vt = torch.linalg.svd((z.t() @ decoded).double(), full_matrices=False)
-                self.rotation.copy_(u @ vt)
+                self.rotation = (u @ vt).to(self.rotation)  # not in place: a graph may hold the old one
         self._fit_blocks(z, iterations, warm=self.rotation is not None)
         return self
 

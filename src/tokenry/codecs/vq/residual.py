@@ -11,7 +11,7 @@ of the already started level m - 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -19,12 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import AdditiveSearch
-from tokenry.codecs.vq.base import Choice, Quantized
+from tokenry.codecs.vq.base import Choice, Quantized, spread
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
-from tokenry.core.codebooks.codebooks import code_bias, nearest_codes
+from tokenry.core.codebooks.codebooks import code_bias, nearest_codes, row_chunks
 from tokenry.core.codebooks.estimators import SOFT_ESTIMATORS
+from tokenry.core.codebooks.pending import in_backward
+from tokenry.core.codebooks.ranks import joined_rows, own_rank
+from tokenry.core.codebooks.terms import joined
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,9 +41,11 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         levels: number of codebooks M.
         codebook_size: K of each.
         quantizer_dropout: probability, in training, that only a random prefix of the levels is used.
-        dropout_scope: draw once per "batch", or for each "sample" (entry of the first axis).
+        dropout_scope: draw once per "batch" (each rank its own), once for the batch "joined" over ranks, or for each "sample"
+            (entry of the first axis).
         allowed_levels: lengths a prefix may have; 1 ... M by default.
         beam: number of partial sums kept at each level; 1 is greedy.
+        shared: one book for all levels (RQ-VAE), `codebook` [1, K, d]; it learns once a step, from all of them.
         options: as for `VectorQuantizer`, level by level (distance, ema, decay, ..., seed, channels_first). With "cosine" a
             level compares directions and gives out unit rows.
 
@@ -57,24 +62,29 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         codebook_size: int,
         *,
         quantizer_dropout: float = 0.0,
-        dropout_scope: Literal["batch", "sample"] = "batch",
+        dropout_scope: Literal["batch", "joined", "sample"] = "batch",
         allowed_levels: Sequence[int] | None = None,
         beam: int = 1,
+        shared: bool = False,
         **options: Unpack[LookupOptions],
     ) -> None:
-        super().__init__(dim, codebook_size, books=check_int("levels", levels, 1), **options)
+        super().__init__(dim, codebook_size, books=check_int("levels", levels, 1), shared=shared, **options)
         self.levels = levels
         self.quantizer_dropout = check_range("quantizer_dropout", quantizer_dropout, 0, 1)
-        self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "sample"))
-        self.allowed_levels = tuple(check_int("allowed_levels", n, 1, levels) for n in allowed_levels or range(1, levels + 1))
+        self.dropout_scope = check_choice("dropout_scope", dropout_scope, ("batch", "joined", "sample"))
+        lengths = range(1, levels + 1) if allowed_levels is None else allowed_levels
+        self.allowed_levels = tuple(check_int("allowed_levels", n, 1, levels) for n in lengths)
         self.beam = check_int("beam", beam, 1)
         if beam > 1 and (self._dot or self.estimator in SOFT_ESTIMATORS):
             given_options = f"distance={self.distance!r}, estimator={self.estimator!r}"
             raise ValueError(f"beam={beam} minimises Euclidean error with hard codes, got {given_options}")
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Quantized:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, levels: int | None = None, *, with_loss: bool | None = None
+    ) -> Quantized:
         """Quantize x [..., D] with all levels, or the first `levels`."""
-        return super().forward(x, mask, samples=x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1, levels=levels)
+        samples = x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1
+        return super().forward(x, mask, with_loss=with_loss, samples=samples, levels=levels)
 
     def encode(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Tensor:
         """Indices [..., M] of x [..., D], or [..., levels] of the first `levels`; never learns."""
@@ -91,16 +101,15 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
 
     def _quantize(self, z: Tensor, keep: Tensor | None, samples: int = 1, levels: int | None = None) -> Choice:
         used = self._count(levels)
-        step = self._next_step()
-        lengths = self._dropped(len(z), samples, used, step, z.device)
+        step = self._next_step(z)
+        lengths = self._dropped(z.shape[0], samples, used, step, z.device)
         planned = self._beam(z, used) if self.beam > 1 and not self._must_start() else None
         residual, total, soft = z, torch.zeros_like(z), None
-        indices, losses = torch.full((len(z), self.levels), -1, device=z.device), []
+        indices, losses, terms = torch.full((z.shape[0], self.levels), -1, device=z.device), [], []
         for level in range(used):
             active = _both(keep, None if lengths is None else lengths > level)
             if active is not None and not bool(active.any()):
-                self._idle(z, level, step)
-                losses.append(z.new_zeros(()))
+                losses.append(self._idle(z, level, step))
                 continue
             given = None if planned is None else planned[:, level]
             stage = self._answer(residual, active, level, step, given)
@@ -108,25 +117,52 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
             soft = stage.soft if soft is None or stage.soft is None else soft + stage.soft
             indices[:, level] = stage.indices
             losses.append(stage.loss)
+            terms.append(stage.terms)
             residual = residual - stage.rows.detach()
+        if self.shared and self.training and self.statistics == "forward":
+            self._take_pending(step)
         each = torch.stack([*losses, *[z.new_zeros(())] * (self.levels - used)])
-        loss = each.sum() + self._orthogonality_term() if self.orthogonality else each.sum()
-        return Choice(self._codes(z, total, soft), indices, loss, each)
+        apart = self._orthogonality_terms()
+        loss = each.sum() + apart["orthogonality"] if apart else each.sum()
+        if keep is not None and self.estimator == "diveq":
+            # noise is drawn for real rows alone
+            codes = spread(self._codes(z[keep], total[keep], None, step), keep)
+        else:
+            codes = self._codes(z, total, soft, step)
+        return Choice(codes, indices, loss, each, (joined(terms) or {}) | apart)
+
+    def _questions(self, z: Tensor, given: Tensor) -> Iterator[tuple[int, Tensor]]:
+        for level in range(given.shape[1]):
+            yield level, self._prepare(z)
+            rows = F.embedding(given[:, level].clamp(min=0), self._emitted(level)).detach()
+            z = z - rows.masked_fill((given[:, level] < 0)[:, None], 0.0)
 
     def _must_start(self) -> bool:
-        return self.training and self._starts_with_kmeans and not bool(self.initialised.all())
+        if not (self.training and self._starts_on_data) or self.frozen:
+            return False
+        # a repeated pass takes the way of the first one
+        return not bool(self.initialised.all()) or (self._just_started and in_backward())
+
+    @property
+    def _draws(self) -> bool:
+        return super()._draws or self.quantizer_dropout > 0
 
     def _dropped(self, rows: int, samples: int, used: int, step: int, device: torch.device) -> Tensor | None:
         """Number of levels each row may use [N], or None for all."""
         if not self.training or not self.quantizer_dropout or self._must_start():
             return None
-        generator = self._generator(step * 1009 + 503)
-        draws = 1 if self.dropout_scope == "batch" else samples
+        manual, scope = self.statistics == "manual", self.dropout_scope
+        offset, draws, own = 0, samples if scope == "sample" else 1, scope != "joined"
+        if scope == "joined" and manual:
+            step = int(self.steps)  # one draw for all passes of an optimizer step
+        elif scope == "sample" and not manual:
+            (offset, draws), own = joined_rows(samples, device), False  # as one process draws for the joined batch
+        generator = self._generator(step * 1009 + 503 + own_rank() * 4099 * own)
         drop = torch.rand(draws, generator=generator) < self.quantizer_dropout
         allowed = torch.tensor(self.allowed_levels)
         prefix = allowed[torch.randint(len(allowed), (draws,), generator=generator)]
-        lengths = torch.where(drop, prefix, self.levels).clamp(max=used)
-        return lengths.repeat_interleave(rows // draws).to(device)
+        lengths = torch.where(drop, prefix, self.levels).clamp(max=used)[offset : offset + samples]
+        return lengths.repeat_interleave(rows // len(lengths)).to(device)
 
     def _encode(self, z: Tensor, levels: int) -> Tensor:
         if self.beam > 1:
@@ -140,17 +176,31 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
 
     @torch.no_grad()
     def _beam(self, z: Tensor, levels: int) -> Tensor:
-        return beam_search(z.detach(), self.codebook.detach()[:levels], self.beam)
+        return beam_search(z.detach(), self.codebook.detach().expand(self.levels, -1, -1)[:levels], self.beam)
 
     @torch.no_grad()
     def fit(self, x: Tensor, *, iterations: int = 25) -> ResidualVQ:
         """Set the books by k-means on a bank x [N, D], level after level on the residuals; returns self."""
         residual = self.project_in(check_bank(x, self.dim, self.codebook_size))
+        if self.shared:
+            return self._fit_shared(residual, iterations)
         for level in range(self.levels):
             real = self._prepare(residual)
             fit_book(self, level, real, iterations)
             rows = self._compared(level)
             residual = residual - F.embedding(nearest_codes(real, rows, dot=self._dot), rows)
+        return self
+
+    def _fit_shared(self, z: Tensor, iterations: int) -> ResidualVQ:
+        """k-means of what all levels see: of the vectors first, then of the vectors and all remainders together."""
+        seen = self._prepare(z)
+        for round_ in range(iterations):
+            fit_book(self, 0, seen, iterations if round_ == 0 else 1, warm=round_ > 0)
+            left, parts, rows = z, [], self._compared(0)
+            for _ in range(self.levels):
+                parts.append(self._prepare(left))
+                left = left - F.embedding(nearest_codes(parts[-1], rows, dot=self._dot), rows)
+            seen = torch.cat(parts)
         return self
 
 
@@ -163,13 +213,12 @@ class _Beam(NamedTuple):
 
 def beam_search(z: Tensor, codebook: Tensor, width: int) -> Tensor:
     """Indices [N, M] of rows z [N, D] for books [M, K, D]: at each level the `width` partial sums of least squared error."""
-    books, codes = codebook.shape[:2]
-    rows = max(1, (1 << 22) // (width * codes))
-    return torch.cat([_beam_rows(part, codebook, width) for part in z.split(rows)]) if len(z) else z.new_zeros(0, books).long()
+    rows = max(1, (1 << 22) // (width * codebook.shape[1]))
+    return torch.cat([_beam_rows(part, codebook, width) for part in row_chunks(z, rows)])
 
 
 def _beam_rows(z: Tensor, codebook: Tensor, width: int) -> Tensor:
-    beam = _Beam(z[:, None], torch.zeros(len(z), 1, 0, dtype=torch.long, device=z.device))
+    beam = _Beam(z[:, None], torch.zeros(z.shape[0], 1, 0, dtype=torch.long, device=z.device))
     for book in codebook:
         n, b, _ = beam.residual.shape
         # ||r - c||^2 = ||r||^2 + (||c||^2 - 2 r.c): rows differ in ||r||^2, so it counts here
@@ -181,7 +230,7 @@ def _beam_rows(z: Tensor, codebook: Tensor, width: int) -> Tensor:
         path = beam.indices.gather(1, parent[..., None].expand(-1, -1, beam.indices.shape[2]))
         beam = _Beam(left, torch.cat([path, code[..., None]], dim=2))
     final = beam.residual.square().sum(dim=-1).argmin(dim=1)
-    return beam.indices[torch.arange(len(z), device=z.device), final]
+    return beam.indices[torch.arange(z.shape[0], device=z.device), final]
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -2,21 +2,23 @@
 
 With L levels, h = (L - 1)(1 + eps)/2, eps = 1e-3, o = 1/2 for even L and 0 for odd, s = atanh(o/h):
 zhat = round(tanh(z + s) h - o), code value zhat / floor(L/2) in [-1, 1] (an even L spans -1 ... (L/2 - 1)/(L/2)).
-`symmetric` codes are 2 floor((L - 1)(tanh z + 1)/2 + 1/2) / (L - 1) - 1. The index is mixed radix, the first channel least
-significant. Rounding passes the gradient straight through.
+`symmetric` codes are 2 floor((L - 1)(tanh z + 1)/2 + 1/2) / (L - 1) - 1; `bound="clamp"` has min(max(z, -1), 1) for tanh z
+there: a uniform quantizer on [-1, 1]. The index is mixed radix, the first channel least significant. Rounding passes the
+gradient straight through.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tokenry.codecs.vq.base import Choice, Quantizer
-from tokenry.core.checks import check_int
-from tokenry.core.codebooks.estimators import straight_through
+from tokenry.core.checks import check_choice, check_int
+from tokenry.core.codebooks.estimators import rounded_tanh, straight_through
 
 _EPS = 1e-3
 _ROWS = 64  # rows that are worked on side by side
@@ -31,12 +33,13 @@ class FSQ(Quantizer):
     Args:
         levels: levels of each channel, at least 3 (2 with `symmetric`).
         symmetric: values evenly spread over [-1, 1] for even L too.
+        bound: how a channel is kept in [-1, 1]: "tanh", or "clamp" (with `symmetric`), for inputs that lie there already.
         dim: width of inputs and codes, if not one per channel; linear maps lead in and out.
         seed: of those maps.
         channels_first: inputs are [B, D, ...].
 
     Raises:
-        ValueError: a level below its minimum, or a product above 2^62.
+        ValueError, TypeError: a level below its minimum, a product above 2^62, or levels that are no list.
 
     Source: section 3.5 of the survey.
     """
@@ -48,21 +51,27 @@ class FSQ(Quantizer):
         levels: Sequence[int],
         symmetric: bool = False,
         *,
+        bound: Literal["tanh", "clamp"] = "tanh",
         dim: int | None = None,
         seed: int = 0,
         channels_first: bool = False,
     ) -> None:
+        if not isinstance(levels, Iterable):
+            raise TypeError(f"levels must list the levels of each channel, such as [8, 5, 5], got {levels!r}")
         sizes = tuple(check_int("levels", level, 2) for level in levels)
         if not sizes:
             raise ValueError("levels must name at least one channel, got none")
         if min(sizes) == 2 and not symmetric:
             raise ValueError(f"levels must be >= 3 (2 needs symmetric=True, its bound is degenerate otherwise), got {sizes}")
+        if check_choice("bound", bound, ("tanh", "clamp")) == "clamp" and not symmetric:
+            raise ValueError("bound='clamp' needs symmetric=True, whose values are evenly spread, got symmetric=False")
         if math.prod(sizes) > 2**62:
             raise ValueError(f"levels must have a product of at most 2^62, got {math.prod(sizes)}")
         super().__init__(dim or len(sizes), len(sizes), None, math.prod(sizes), channels_first=channels_first, seed=seed)
         self.arguments["levels"] = list(sizes)
         self.levels = sizes
         self.symmetric = symmetric
+        self.bound = bound
         widths = torch.tensor(sizes)
         half = (widths - 1) * (1 + _EPS) / 2
         offset = torch.where(widths % 2 == 0, 0.5, 0.0)
@@ -84,10 +93,13 @@ class FSQ(Quantizer):
     _middle: Tensor
     _sizes: Tensor
 
+    _squares = False
+
     def _bounded(self, z: Tensor) -> Tensor:
         """Channels before rounding, in units of levels: rounded values are -floor(L/2) ... , or 0 ... L - 1 if symmetric."""
         if self.symmetric:
-            return _across(self._steps, z) * (torch.tanh(z) + 1) / 2
+            inside = torch.tanh(z) if self.bound == "tanh" else z.clamp(-1, 1)
+            return _across(self._steps, z) * (inside + 1) / 2
         return torch.addcmul(_across(self._lift, z), torch.tanh(z + _across(self._shift, z)), _across(self._half, z))
 
     def _round(self, bounded: Tensor) -> Tensor:
@@ -104,10 +116,16 @@ class FSQ(Quantizer):
         return self._weighed(digits, self._weights(self.basis)) + (0 if self.symmetric else self._origin)
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
-        bounded = self._bounded(_side_by_side(z))
-        rounded = self._round(bounded.detach())
-        codes = self._values(straight_through(bounded, rounded) if bounded.requires_grad else rounded).view(z.shape)
-        return Choice(codes, self._sealed(self._index(rounded), z), z.new_zeros(()))
+        rows = _side_by_side(z)
+        if self.symmetric or torch.compiler.is_compiling():
+            bounded = self._bounded(rows)
+            rounded = self._round(bounded.detach())
+            codes = self._values(straight_through(bounded, rounded))
+        else:
+            codes, rounded = rounded_tanh(
+                rows, *(_across(c, rows) for c in (self._shift, self._half, self._lift, self._middle))
+            )
+        return Choice(codes.view(z.shape), self._index(rounded), z.new_zeros(()))
 
     def _encode(self, z: Tensor) -> Tensor:
         return self._index(self._round(self._bounded(_side_by_side(z))))

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenry.codecs.vq.base import Choice, Quantizer, seeded_linear, spread
+from tokenry.codecs.vq.base import Choice, Quantizer, spread
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import nearest_codes
 from tokenry.core.codebooks.estimators import rotation_trick, straight_through
+from tokenry.core.codebooks.terms import pulls
+from tokenry.core.seeding import seeded_linear
 
 
 class SimVQ(Quantizer):
@@ -66,8 +68,8 @@ class SimVQ(Quantizer):
         indices = nearest_codes(real, book)
         rows = F.embedding(indices, book)
         codes = rotation_trick(real, rows) if self.estimator == "rotation" else straight_through(real, rows)
-        loss = F.mse_loss(rows, real.detach()) + self.commitment * F.mse_loss(real, rows.detach())
-        return Choice(spread(codes, keep), spread(indices, keep, -1), loss)
+        loss, terms = pulls(real, rows, self.commitment)
+        return Choice(spread(codes, keep), spread(indices, keep, -1), loss, terms=terms)
 
     def _encode(self, z: Tensor) -> Tensor:
         return nearest_codes(z, self.effective_codebook())

@@ -44,14 +44,23 @@ class VectorQuantizer(LookupQuantizer):
         - epsilon (1e-5): of Laplace smoothing.
         - smoothing ("laplace"): or "clamp" (n~ = max(n, eps)).
         - commitment (1.0): weight of ||z - sg(z_q)||^2.
-        - estimator ("straight_through"): gradient through the choice; or "rotation", "gumbel", "index_backprop".
+        - estimator ("straight_through"): gradient through the choice; or "rotation", "gumbel", "index_backprop", "diveq" (which
+          trains the book by the gradient of the codes, without any loss of its own; ema=False).
         - temperature (1.0): of the softmax over codes (soft estimators, entropy term); an attribute that may be annealed.
+        - noise_variance (1e-3): of DiVeQ's noise in training; 0 for the codes themselves.
+        - sample_temperature (0.0): in training codes are drawn with p = softmax(-distance^2 / it); 0 takes the nearest. An
+          attribute that may be annealed.
+        - start: of the book: "uniform" in +-1/K (default with EMA), "kaiming" in +-(6 / (K d))^1/2 (both unit rows for cosine),
+          or "batch" (default of books that learn by gradient): rows of the first training batch, halfway from its mean.
         - kmeans_init (False): the first training batch sets the book by `kmeans_iterations` (10) rounds of k-means.
         - reset_threshold (0.0): a code whose running count falls below it becomes a random vector of the batch; 0 = never.
         - reset_count: count given to such a code, `reset_threshold` by default.
         - code_dim (`dim`): width of the code space; linear maps lead in and out.
         - entropy_weight (0.0): weight of E[H(p)] - `diversity` (1.0) H(E[p]), p = softmax over the codes.
+        - entropy_rows (all): so many vectors drawn from the batch for these entropies: memory O(entropy_rows K).
         - orthogonality (0.0): weight of mean cos^2 between codes (ema=False).
+        - statistics ("forward"): every training pass moves the book; "manual": `update_books()` does, once per optimizer step
+          (gradient accumulation, activation checkpointing).
         - seed (0): of the book and of all draws.
         - channels_first (False): inputs are [B, D, ...].
 
@@ -76,15 +85,17 @@ class VectorQuantizer(LookupQuantizer):
             raise ValueError(f"emit='row' is for distance='cosine' with ema=False, got {got}")
 
     def _emitted(self, book: int) -> Tensor:
-        return self.codebook if self.emit == "row" else self._compared(book)
+        return self._rows(book) if self.emit == "row" else self._compared(book)
 
     def _quantize(self, z: Tensor, keep: Tensor | None) -> Choice:
         real = z if keep is None else z[keep]
-        step = self._next_step()
+        step = self._next_step(z)
         points = real if self.emit == "row" else self._prepare(real)
         stage = self._stage(points, 0, step)
-        loss = self._with_orthogonality(stage.loss)
-        return Choice(spread(self._codes(points, stage.rows, stage.soft), keep), spread(stage.indices, keep, -1), loss)
+        codes = self._codes(points, stage.rows, stage.soft, step)
+        apart = self._orthogonality_terms()
+        loss = stage.loss + apart["orthogonality"] if apart else stage.loss
+        return Choice(spread(codes, keep), spread(stage.indices, keep, -1), loss, terms=stage.terms | apart)
 
     def _encode(self, z: Tensor) -> Tensor:
         return nearest_codes(z, self._compared(0), dot=self._dot)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from tokenry.core.codebooks.ranks import joined_rows, sum_over_ranks, take_joined
+from tokenry.core.codebooks.ranks import draw_rows, sum_over_ranks
+from tokenry.core.codebooks.starts import first_rows
 
 # Entries of one block of scores: small enough for a CPU cache, large enough to fill an accelerator.
 _CPU_BLOCK, _DEVICE_BLOCK, _CODES_BLOCK = 1 << 19, 1 << 25, 1 << 14
+# Rows of a block at least: a product lays the book out anew for every block.
+_LEAST_ROWS = 256
+_GROUP = 64
+
+
+exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def row_chunks(x: Tensor, rows: int) -> Sequence[Tensor]:
+    """Parts of x [N, ...] of up to `rows` rows; one part in an exported graph, which has to serve any N."""
+    return [x] if exporting() else x.split(rows)
 
 
 def code_bias(codebook: Tensor, *, dot: bool = False) -> Tensor:
@@ -22,7 +33,7 @@ def code_bias(codebook: Tensor, *, dot: bool = False) -> Tensor:
 def score_blocks(x: Tensor, codebook: Tensor, bias: Tensor, *, budget: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows of ||c||^2 - 2 x.c [rows, K], lowest is nearest; a block is overwritten by the next one."""
     block = budget or (_CPU_BLOCK if x.device.type == "cpu" else _DEVICE_BLOCK)
-    rows = min(len(x), max(32, block // len(codebook))) or 1
+    rows = min(len(x), max(_LEAST_ROWS, block // len(codebook))) or 1
     scores = x.new_empty(rows, len(codebook))
     table = codebook.t()
     for start in range(0, len(x), rows):
@@ -38,6 +49,14 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, dot: bool = False) -> Tensor:
     in N and K.
     """
     x, codebook = x.detach(), codebook.detach()
+    if exporting():  # blocks of rows would fix their number in the graph
+        return _scores(x, codebook, dot).argmin(dim=1)
+    if torch.compiler.is_compiling():
+        return _opaque_nearest(x, codebook, dot)
+    return _blockwise(x, codebook, dot)
+
+
+def _blockwise(x: Tensor, codebook: Tensor, dot: bool) -> Tensor:
     if len(codebook) <= _CODES_BLOCK:
         return _nearest(x, codebook, dot)[0]
     best = index = None
@@ -52,14 +71,58 @@ def nearest_codes(x: Tensor, codebook: Tensor, *, dot: bool = False) -> Tensor:
     return index
 
 
+# One node of a compiled graph: the search stays blockwise and takes any number of rows.
+@torch.library.custom_op("tokenry::nearest_codes", mutates_args=())
+def _opaque_nearest(x: Tensor, codebook: Tensor, dot: bool) -> Tensor:
+    return _blockwise(x, codebook, dot)
+
+
+@_opaque_nearest.register_fake
+def _(x: Tensor, codebook: Tensor, dot: bool) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=torch.long)
+
+
+def _scores(x: Tensor, codebook: Tensor, dot: bool) -> Tensor:
+    return torch.addmm(code_bias(codebook, dot=dot), x, codebook.t(), alpha=-2)
+
+
 def _nearest(x: Tensor, codebook: Tensor, dot: bool, values: bool = False) -> tuple[Tensor, Tensor]:
     index = torch.empty(len(x), dtype=torch.long, device=x.device)
     value = x.new_empty(len(x) if values else 0)
     for rows, scores in score_blocks(x, codebook, code_bias(codebook, dot=dot)):
-        torch.argmin(scores, dim=1, out=index[rows])
+        index[rows] = _lowest(scores)
         if values:
             value[rows] = scores.gather(1, index[rows, None]).squeeze(1)
     return index, value
+
+
+@torch.no_grad()
+def nearest_few(x: Tensor, codebook: Tensor, k: int, *, dot: bool = False) -> tuple[Tensor, Tensor]:
+    """(indices [N, k], squared distances [N, k] ascending) of the k nearest rows of `codebook` [K, D] to those of `x` [N, D].
+
+    With `dot` both have unit rows. Memory O(block + N k).
+    """
+    bias, found, scores = code_bias(codebook, dot=dot), [], []
+    for _, block in score_blocks(x, codebook, bias):
+        near = block.topk(k, dim=1, largest=False)
+        found.append(near.indices)
+        scores.append(near.values)
+    norms = torch.full_like(x[:, :1], 2.0) if dot else x.square().sum(dim=1, keepdim=True)
+    return torch.cat(found), (torch.cat(scores) + norms).clamp(min=0)
+
+
+def _lowest(scores: Tensor) -> Tensor:
+    """Column [rows] of the lowest score, the first of equal ones.
+
+    A CPU finds a minimum many times faster than its place, so the minima of groups of codes say where to look.
+    """
+    rows, codes = scores.shape
+    if scores.device.type != "cpu" or codes % _GROUP or codes < 4 * _GROUP:
+        return scores.argmin(dim=1)
+    groups = scores.view(rows, -1, _GROUP)
+    best = groups.amin(dim=2).argmin(dim=1)
+    inside = groups.flatten(0, 1).index_select(0, best + torch.arange(rows) * groups.shape[1])
+    return best * _GROUP + inside.argmin(dim=1)
 
 
 def squared_distances(x: Tensor, codebook: Tensor) -> Tensor:
@@ -73,26 +136,20 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 
 @torch.no_grad()
-def cluster_sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    """(counts [K], sums [K, D]) of the rows of `x` [N, D] by their index, over all ranks; float64 where the device has it."""
+def local_sums(x: Tensor, indices: Tensor, codes: int) -> Tensor:
+    """Sums of the rows of `x` [N, D] by their index, and in the last column their counts: [K, D + 1]; float64 where it is."""
     dtype = _sum_dtype(x)
     sums = torch.zeros(codes, x.shape[1] + 1, dtype=dtype, device=x.device)
     sums[:, :-1].index_add_(0, indices, x.detach().to(dtype))
     sums[:, -1].index_add_(0, indices, torch.ones_like(indices, dtype=dtype))
-    if dist.is_available() and dist.is_initialized():
-        sum_over_ranks(sums)
-    return sums[:, -1], sums[:, :-1]
+    return sums
 
 
 @torch.no_grad()
-def draw_rows(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows of the batch joined over ranks, [count, D]: distinct rows while there are enough, then with replacement."""
-    offset, total = joined_rows(len(x), x.device)
-    if count <= total:
-        positions = torch.randperm(total, generator=generator)[:count]
-    else:
-        positions = torch.randint(total, (count,), generator=generator)
-    return take_joined(x.detach(), positions, offset)
+def cluster_sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """(counts [K], sums [K, D]) of the rows of `x` [N, D] by their index, over all ranks."""
+    sums = sum_over_ranks(local_sums(x, indices, codes))
+    return sums[:, -1], sums[:, :-1]
 
 
 @torch.no_grad()
@@ -108,17 +165,11 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm on the rows of `x` [N, D] of all ranks: (centres [K, D], counts [K]).
 
-    Starts at `start` [K, D], or at random rows drawn to a quarter of their way from the mean: in many dimensions a row is
-    farther from any other row than from the mean, so that rows themselves would end as clusters of one and leave the rest to
-    a single centre.
-    Spherical with `dot` (rows and centres of unit norm). An empty cluster keeps its centre, or moves to a random row with
-    `reseed`; the counts are those of the last assignment.
+    Starts at `start` [K, D], or at `first_rows`, a quarter of their way. Spherical with `dot` (rows and centres of unit norm).
+    An empty cluster keeps its centre, or moves to a random row with `reseed`; the counts are those of the last assignment.
     """
     x = x.detach()
-    if start is None:
-        start = draw_rows(x, codes, generator)
-        start = start if dot else 0.25 * start + 0.75 * start.mean(dim=0)
-    centres = start
+    centres = first_rows(x, codes, generator, way=0.25, dot=dot) if start is None else start
     counts = x.new_zeros(codes)
     for _ in range(iterations):
         counts, sums = cluster_sums(x, nearest_codes(x, centres, dot=dot), codes)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from tokenry.core.checks import check_int, check_tensor
+from tokenry.core.codebooks.terms import Terms
 
 # Above this many codes counts are taken from sorted indices: memory O(N) instead of O(K).
 _DENSE_CODES = 1 << 20
@@ -18,19 +21,30 @@ class CodebookStats:
     """Perplexity, usage and dead codes of `indices`; unpacks as ``perplexity, usage, dead``.
 
     Every figure is a 0-dim tensor for one book and [M] for several, and costs nothing until it is read; index -1 (masked
-    or dropped) counts nowhere. p_k = n_k / sum n over the vectors seen here:
+    or dropped) counts nowhere. Books may differ in size K. p_k = n_k / sum n over the vectors seen here:
 
     - `perplexity` exp(-sum p ln p), in [1, min(K, vectors)]; NaN without vectors
     - `usage` share of codes that were used, at most vectors / K
     - `dead` number of codes that were not used
-    - `losses` loss of each book, where the quantizer has one
+    - `losses` loss of each book, where the quantizer has one, without its graph
+    - `terms` the weighted terms of the loss by name, where it has any, without their graphs
     """
 
-    def __init__(self, indices: Tensor, codebook_size: int, *, books: bool = False, losses: Tensor | None = None):
+    def __init__(
+        self,
+        indices: Tensor,
+        codebook_size: int | Sequence[int],
+        *,
+        books: bool = False,
+        losses: Tensor | None = None,
+        terms: Terms | None = None,
+    ):
         self.indices = indices
-        self.codebook_size = codebook_size
+        self.codebook_sizes = (codebook_size,) if isinstance(codebook_size, int) else tuple(codebook_size)
+        self.codebook_size = max(self.codebook_sizes)
         self.books = books
-        self.losses = losses
+        self.losses = _without_graph(losses)
+        self.terms = None if terms is None else {name: _without_graph(term) for name, term in terms.items()}
 
     @cached_property
     def _counts(self) -> Tensor:
@@ -51,9 +65,13 @@ class CodebookStats:
     def _shape(self, figure: Tensor) -> Tensor:
         return figure if self.books else figure[0]
 
+    def _sizes(self, dtype: torch.dtype | None = None) -> Tensor:
+        """K of each book: [M], or [1] where all are equal."""
+        return torch.tensor(self.codebook_sizes, dtype=dtype, device=self.indices.device)
+
     @property
     def counts(self) -> Tensor:
-        """How often each code was used: [K], or [M, K] for several books.
+        """How often each code was used: [K], or [M, K] for several books (K of the largest).
 
         Raises:
             ValueError: the book has more than 2^20 codes.
@@ -81,22 +99,22 @@ class CodebookStats:
     @cached_property
     def usage(self) -> Tensor:
         """Share of the codes that were used."""
-        return self._shape((self._counts > 0).sum(dim=1) / self.codebook_size)
+        return self._shape((self._counts > 0).sum(dim=1) / self._sizes(torch.float32))
 
     @cached_property
     def dead(self) -> Tensor:
         """Number of codes that were not used."""
-        return self._shape(self.codebook_size - (self._counts > 0).sum(dim=1))
+        return self._shape(self._sizes() - (self._counts > 0).sum(dim=1))
 
     @property
     def normalized_perplexity(self) -> Tensor:
         """Perplexity / K."""
-        return self.perplexity / self.codebook_size
+        return self.perplexity / self._shape(self._sizes(torch.float32))
 
     @property
     def normalized_entropy(self) -> Tensor:
         """Entropy / ln K."""
-        return self.entropy / torch.tensor(float(self.codebook_size)).log().to(self.entropy.device)
+        return self.entropy / self._shape(self._sizes(torch.float32)).log()
 
     def joint_usage(self) -> tuple[int, int]:
         """(distinct index tuples seen, vectors whose every book has an index)."""
@@ -108,13 +126,31 @@ class CodebookStats:
         """The figures as plain numbers, for a log (one transfer each)."""
         names = ("perplexity", "usage", "dead", "vectors")
         figures = {name: getattr(self, name).tolist() for name in names}
-        return figures if self.losses is None else figures | {"losses": self.losses.detach().tolist()}
+        figures |= {} if self.losses is None else {"losses": self.losses.detach().tolist()}
+        return figures | {name: float(term) for name, term in (self.terms or {}).items()}
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.perplexity, self.usage, self.dead))
 
     def __repr__(self) -> str:
         return f"CodebookStats({', '.join(f'{name}={value}' for name, value in self.to_dict().items())})"
+
+
+def _without_graph(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _of_leaves(indices: Tensor, losses: Tensor | None, terms: Terms | None, sizes: Sequence[int], books: bool) -> CodebookStats:
+    return CodebookStats(indices, sizes, books=books, losses=losses, terms=terms)
+
+
+# an exported module returns its statistics like an eager one
+_pytree.register_pytree_node(
+    CodebookStats,
+    lambda stats: ([stats.indices, stats.losses, stats.terms], (stats.codebook_sizes, stats.books)),
+    lambda leaves, sizes: _of_leaves(*leaves, *sizes),
+    serialized_type_name="tokenry.CodebookStats",
+)
 
 
 def usage(indices: Tensor, codebook_size: int, *, books: bool = False) -> CodebookStats:
@@ -129,8 +165,17 @@ def usage(indices: Tensor, codebook_size: int, *, books: bool = False) -> Codebo
     return CodebookStats(indices.long(), codebook_size, books=books)
 
 
-def check_indices(name: str, indices: Tensor, codebook_size: int) -> Tensor:
-    """Return `indices` if it is an integer tensor with entries in -1 ... codebook_size - 1, else raise."""
+def check_indices(name: str, indices: Tensor, codebook_size: int | Sequence[int]) -> Tensor:
+    """Return `indices` if it is an integer tensor with entries in -1 ... codebook_size - 1, else raise.
+
+    With several sizes each book, a column of indices [..., M], has its own.
+    """
+    sizes = (codebook_size,) if isinstance(codebook_size, int) else tuple(codebook_size)
+    if len(set(sizes)) > 1:
+        for book, size in enumerate(sizes):
+            check_indices(f"{name} of book {book}", check_tensor(name, indices)[..., book], size)
+        return indices
+    codebook_size = sizes[0]
     check_tensor(name, indices)
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {indices.dtype}")

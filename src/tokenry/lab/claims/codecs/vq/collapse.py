@@ -16,7 +16,7 @@ _EMA = {"decay": 0.99, "commitment": 0.25}
 _RESET = {"reset_threshold": 0.2}  # a tenth of the uniform share: 128 images x 4 tokens / 256 codes
 
 REMEDIES: dict[str, tuple[str, Mapping[str, Any]]] = {
-    "learnable": ("vq", {"ema": False, "commitment": 0.25}),
+    "learnable": ("vq", {"ema": False, "commitment": 0.25, "start": "uniform"}),
     "ema": ("vq", _EMA),
     "kmeans": ("vq", {**_EMA, "kmeans_init": True}),
     "rotation": ("vq", {**_EMA, "estimator": "rotation"}),
@@ -56,7 +56,7 @@ def measure_estimators(images: ImageSet, steps: int, seed: int, device: str) -> 
     """For every gradient estimator, with a book that learns by gradient: test error, usage, distance of tokens to codes."""
     facts: dict[str, float | str] = {}
     for estimator in ESTIMATORS:
-        options = {"ema": False, "commitment": 0.25, "estimator": estimator}
+        options = {"ema": False, "commitment": 0.25, "start": "uniform", "estimator": estimator}
         found, codes, _ = _train(images, "vq", options, steps, seed, device)
         facts[f"estimator_{estimator}_mse"] = float(found.errors.mean())
         facts[f"estimator_{estimator}_code_distance"] = found.distance

@@ -1,0 +1,1 @@
+"""Quantizers made of quantizers: in a row, side by side, one for all heads; and the row with implicit books."""
