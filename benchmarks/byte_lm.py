@@ -11,14 +11,17 @@ Also what is built once per tokenizer (byte map, trie, merge table) and how far 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
 from results_file import environment, write
+from tokenry.hosts.path_runs import drive
 from tokenry.hosts.text import ByteTrie, ByteVocabulary
 from tokenry.lab.sources.models import smollm2
 from tokenry.lab.sources.tokenizers import load_real_tokenizer, real_tokenizers
@@ -57,22 +60,23 @@ class Stopwatch:
         model.forward = timed
 
 
-def decode_bytes(lm: ByteLM, prompt: bytes, size: int, watch: Stopwatch) -> dict[str, float]:
-    state = lm.start(prompt)
+def decode_bytes(lm: ByteLM, prompt: bytes, size: int, watch: Stopwatch, temperature: float) -> dict[str, float]:
+    state, generator = lm.start(prompt), torch.Generator().manual_seed(0)
     state.next_probs()
     before, runs, start = watch.total, watch.calls, time.perf_counter()
     made = 0
     while made < size:
-        state.advance(int(state.next_probs()[:256].argmax()))
+        (symbol,) = drive([state.choose(temperature=temperature, generator=generator)])
+        if symbol >= 256:
+            break
+        state.advance(symbol)
         made += 1
     spent = time.perf_counter() - start
-    inside = watch.total - before
+    tokens = len(lm.vocabulary.encode(state.text)) - len(lm.vocabulary.encode(prompt))
     return {
-        "bytes": made,
-        "seconds": spent,
         "bytes_per_s": made / spent,
-        "outside_model": 1 - inside / spent,
-        "runs_per_byte": (watch.calls - runs) / made,
+        "outside_model": 1 - (watch.total - before) / spent,
+        "runs_per_token": (watch.calls - runs) / tokens,
     }
 
 
@@ -83,12 +87,41 @@ def decode_tokens(model: Any, lm: ByteLM, prompt: bytes, size: int) -> dict[str,
     start = time.perf_counter()
     model.generate(ids, attention_mask=mask, max_new_tokens=1, min_new_tokens=1, **options)
     first = time.perf_counter() - start
-    count = size // 3
+    count = size // 4
     start = time.perf_counter()
     out = model.generate(ids, attention_mask=mask, max_new_tokens=count + 1, min_new_tokens=count + 1, **options)
     spent = time.perf_counter() - start - first
     made = sum(lm.vocabulary.lengths[token] for token in out[0, ids.shape[1] + 1 :].tolist())
-    return {"tokens": count, "bytes": made, "seconds": spent, "bytes_per_s": made / spent, "prefill_seconds": first}
+    return {"bytes_per_s": made / spent, "prefill_seconds": first}
+
+
+def score_bytes(lm: ByteLM, text: bytes) -> dict[str, float]:
+    """Log-probability of every byte of a text, in batched runs and a byte at a time (a third of it)."""
+    start = time.perf_counter()
+    found = lm.byte_log_probs(text)
+    together = len(text) / (time.perf_counter() - start)
+    state, start, gap = lm.start(), time.perf_counter(), 0.0
+    part = text[: len(text) // 3]
+    for place, byte in enumerate(part):
+        gap = max(gap, abs(float(state.next_probs()[byte].log() - found[place])))
+        state.advance(byte)
+    return {"together": together, "ratio": together * (time.perf_counter() - start) / len(part), "gap": gap}
+
+
+def rounds(
+    model: Any, exact: ByteLM, fast: ByteLM, prompt: bytes, args: argparse.Namespace, watch: Stopwatch
+) -> dict[str, Any]:
+    """Every way in turn, several times; a ratio is taken inside a round, so that what else the machine does touches both."""
+    ways = {"greedy": (exact, 0.0), "temperature 1": (exact, 1.0), "fast mode, greedy": (fast, 0.0)}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (*ways, "tokens", "scoring")}
+    for _ in range(args.rounds):
+        found["tokens"].append(decode_tokens(model, exact, prompt, args.bytes))
+        for name, (lm, temperature) in ways.items():
+            found[name].append(decode_bytes(lm, prompt, args.bytes, watch, temperature))
+            found[name][-1]["ratio"] = found[name][-1]["bytes_per_s"] / found["tokens"][-1]["bytes_per_s"]
+        found["scoring"].append(score_bytes(exact, prompt[: args.bytes]))
+        print({name: rows[-1] for name, rows in found.items()}, flush=True)
+    return {name: {key: median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
 
 
 def fast_mode(model: Any, tokenizer: Any, prompt: bytes, cuts: int) -> dict[str, float]:
@@ -128,15 +161,20 @@ def export(lm: ByteLM, tokenizer: Any, prompt: bytes, size: int, folder: Path) -
     """What the peer needs to run on the same model and to be compared with: our distributions [size,256] and speed."""
     lm.model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    state = lm.start(prompt)
-    state.next_probs()
-    rows, made, start = [], bytearray(), time.perf_counter()
-    for _ in range(size):
-        rows.append(state.next_probs()[:256].numpy())
-        made.append(int(rows[-1].argmax()))
-        state.advance(made[-1])
+    start = time.perf_counter()
+    made = lm.generate(prompt, size, temperature=0)
     spent = time.perf_counter() - start
-    np.savez(folder / "exact.npz", prompt=np.frombuffer(prompt, np.uint8), made=made, rows=rows, bytes_per_s=size / spent)
+    state, rows = lm.start(prompt), []
+    for byte in made:
+        rows.append(state.next_probs()[:256].numpy())
+        state.advance(byte)
+    np.savez(
+        folder / "exact.npz",
+        prompt=np.frombuffer(prompt, np.uint8),
+        made=np.frombuffer(made, np.uint8),
+        rows=rows,
+        bytes_per_s=size / spent,
+    )
     print(folder / "exact.npz", f"{size / spent:.2f} bytes per second")
 
 
@@ -144,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompt", type=int, default=1024)
     parser.add_argument("--bytes", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--random", action="store_true")
@@ -167,18 +206,26 @@ def main() -> None:
     start = time.perf_counter()
     lm.start(prompt).next_probs()
     first = time.perf_counter() - start
-    decode_bytes(lm, prompt, 16, watch)
-    by_bytes = decode_bytes(lm, prompt, args.bytes, watch)
-    by_tokens = decode_tokens(model, lm, prompt, args.bytes)
+    fast = ByteLM(model, tokenizer, valid_only=False)
+    for warm in (lm, fast):
+        decode_bytes(warm, prompt, 16, watch, 0.0)
+    load = os.getloadavg()[0]
+    found = rounds(model, lm, fast, prompt, args, watch)
     off = fast_mode(model, tokenizer, prompt, 40)
-    figures = [
-        ("bytes per second, byte decoding", by_bytes["bytes_per_s"]),
-        ("bytes per second, token decoding", by_tokens["bytes_per_s"]),
-        ("ratio of the two", by_bytes["bytes_per_s"] / by_tokens["bytes_per_s"]),
-        ("share of time outside the model", by_bytes["outside_model"]),
-        ("model runs per byte", by_bytes["runs_per_byte"]),
+    figures = [("bytes per second, token decoding", found["tokens"]["bytes_per_s"])]
+    for name in ("greedy", "temperature 1", "fast mode, greedy"):
+        figures += [
+            (f"bytes per second, byte decoding, {name}", found[name]["bytes_per_s"]),
+            (f"ratio to token decoding, {name}", found[name]["ratio"]),
+            (f"model runs per token, {name}", found[name]["runs_per_token"]),
+            (f"share of time outside the model, {name}", found[name]["outside_model"]),
+        ]
+    figures += [
+        ("bytes per second, log-probability of every byte of a text", found["scoring"]["together"]),
+        ("the same against a byte at a time, ratio", found["scoring"]["ratio"]),
+        ("the same, largest difference of a log-probability", found["scoring"]["gap"]),
         ("seconds until the first byte is known", first),
-        ("seconds until the first token is known", by_tokens["prefill_seconds"]),
+        ("seconds until the first token is known", found["tokens"]["prefill_seconds"]),
         ("seconds to build the byte model, once", once),
         (f"fast mode, largest error of a probability ({off['cuts']} cuts)", off["largest_gap"]),
         ("fast mode, mean of the largest errors", off["mean_gap"]),
@@ -186,7 +233,8 @@ def main() -> None:
     ]
     name = "SmolLM2-135M" + (" (random weights)" if args.random else "")
     content = {
-        "setting": f"{name}, prompt of {len(prompt)} bytes, {args.bytes} bytes generated, batch 1, {args.threads} threads.",
+        "setting": f"{name}, prompt of {len(prompt)} bytes, {args.bytes} bytes generated, batch 1, {args.threads} threads, "
+        f"median of {args.rounds} rounds; load average at the start {load:.1f}, at the end {os.getloadavg()[0]:.1f}.",
         "environment": environment(args.device),
         "rows": [{"what": what, "value": value} for what, value in figures],
         "once_per_tokenizer": built_once(),

@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from tokenry.core.seeding import seeded
 from tokenry.hosts.paths import PathScorer, WindowFullError
 from tokenry.testing import tiny
 
@@ -99,8 +100,9 @@ def test_states_that_read_padding_or_cannot_be_cut(name):
     cls = getattr(transformers, name)
     default = cls.config_class()
     taken = {key: value for key, value in SIZES.items() if hasattr(default, key) and key != "layer_types"}
-    torch.manual_seed(0)
-    check(cls(cls.config_class(**taken | RECURRENT[name])).eval())
+    with seeded(0):
+        model = cls(cls.config_class(**taken | RECURRENT[name])).eval()
+    check(model)
 
 
 def test_a_class_that_counts_positions_from_the_row_warns_once():

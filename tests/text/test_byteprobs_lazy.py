@@ -14,11 +14,12 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from tests.text.test_byteprobs import fast, letter_lm, log_prob, text_lm
 from tests.text.tokenizers import LAYOUTS, TEXT, llama, make
+from tokenry.core.seeding import seeded
+from tokenry.hosts.path_runs import drive
 from tokenry.hosts.paths import WindowFullError
 from tokenry.hosts.text import is_prefix
 from tokenry.text import ByteEnsemble, ByteLM
 from tokenry.text.byteprobs import byte_decoding
-from tokenry.text.byteprobs.drive import drive
 from tokenry.text.byteprobs.sampling import choose, sample_symbol
 
 PROMPT = "the quick brown fox isn"
@@ -245,8 +246,8 @@ def letter_lm_tokenizer():
 
 def test_a_full_window_keeps_the_bytes():
     config = GPT2Config(vocab_size=make("gpt2").get_vocab_size(), n_embd=16, n_layer=1, n_head=2, n_positions=24)
-    torch.manual_seed(0)
-    lm = ByteLM(GPT2LMHeadModel(config).eval(), fast(make("gpt2")))
+    with seeded(0):
+        lm = ByteLM(GPT2LMHeadModel(config).eval(), fast(make("gpt2")))
     with pytest.warns(UserWarning, match=r"stopped after \d+ bytes: the model's window of 24 tokens is full"):
         made = lm.generate("the fox", 400, temperature=0)
     assert 0 < len(made) < 400

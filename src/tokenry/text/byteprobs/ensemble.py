@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_choice, check_int
+from tokenry.hosts.path_runs import Steps
 from tokenry.hosts.text import as_bytes
-from tokenry.text.byteprobs.drive import Steps
 from tokenry.text.byteprobs.model import ByteLM
 from tokenry.text.byteprobs.sampling import byte_stream, draw, is_greedy, needed, sample_symbol
 from tokenry.text.byteprobs.scoring import walk

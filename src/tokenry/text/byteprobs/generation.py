@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from tokenry.core.checks import check_int
-from tokenry.text.byteprobs.drive import drive
+from tokenry.hosts.path_runs import drive
 from tokenry.text.byteprobs.model import ByteLM
 from tokenry.text.byteprobs.sampling import STOPPED, choose_or_stop
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tokenry.core.checks import check_int
 from tokenry.errors import UnsupportedModelError
+from tokenry.hosts.path_runs import drive
 from tokenry.hosts.paths import PathScorer
 from tokenry.hosts.text import ByteVocabulary, as_bytes, split_partial
 from tokenry.text.byteprobs.covers import Covers
-from tokenry.text.byteprobs.drive import drive
 from tokenry.text.byteprobs.sampling import byte_stream, check_sampling, choose_or_stop
 from tokenry.text.byteprobs.scoring import byte_log_probs
 from tokenry.text.byteprobs.state import ByteState

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_int, check_range
+from tokenry.hosts.path_runs import Steps, drive
 from tokenry.hosts.paths import WindowFullError
-from tokenry.text.byteprobs.drive import Steps, drive
 
 _FLOOR = 1e-7
 STOPPED = 2**31

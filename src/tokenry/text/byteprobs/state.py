@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tokenry.core.checks import check_int
+from tokenry.hosts.path_runs import PathRequest, Steps, drive
 from tokenry.text.byteprobs.covers import Cover, Covers, Group, Tip
-from tokenry.text.byteprobs.drive import Request, Steps, drive
 from tokenry.text.byteprobs.sampling import choose
 
 
@@ -228,7 +228,7 @@ class ByteState:
         for path in paths:
             self.rules.scorer.check_fits(path)
         self._waiting = [w for i, w in enumerate(self._waiting) if i not in set(chosen)]
-        rows = yield Request(self.rules.scorer, paths)
+        rows = yield PathRequest(self.rules.scorer, paths)
         return [self._receive(w, row) for w, row in zip(waiting, rows, strict=True)]
 
     def _receive(self, waiting: Waiting, row: np.ndarray) -> tuple[np.ndarray, list[Waiting]]:

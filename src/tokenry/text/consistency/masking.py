@@ -240,14 +240,11 @@ class CanonicalOnly(LogitsProcessor):
         return scores
 
     def allowed(self, ids: Sequence[int]) -> np.ndarray:
-        """Bool [V]: tokens that may follow `ids`, of which the part behind the last special token counts.
-
-        Special tokens end that part, so they may stand only where it is the encoding of a whole text.
-        """
+        """Bool [V]: tokens that may follow `ids`, of which the part behind the last special token counts."""
         text = self._text_part(ids)
         data = b"".join(self.vocabulary.pieces[token] or b"" for token in text)
         mask = self.canonical.followers(text, data).copy()
-        mask[self._special] = not text or self.canonical.is_own(text, data)  # nothing else can end a text
+        mask[self._special] = not text or self.canonical.is_own(text, data)  # a special token ends a text
         return mask
 
     def _text_part(self, ids: Sequence[int]) -> list[int]:

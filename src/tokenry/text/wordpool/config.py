@@ -26,8 +26,7 @@ class WordPoolConfig(PreTrainedConfig):
         dropout: everywhere.
         initializer_range: standard deviation of linear and embedding weights.
         released_quirks: compute as the released code: pads masked only against pads, slot codes added twice in the decoder,
-            every slot of the canvas in the loss, the summary slots of a canvas of c units read from rows c..c+p-1 of the
-            embedding. False is the clean form.
+            every slot of the canvas in the loss, the summary slots of c units read from rows c..c+p-1. False is the clean form.
         body: configuration of a transformers decoder (``GPT2Config(...).to_dict()``) in place of the language model over words.
             It brings its own positions, so its longest input must hold ``block_size * num_prefix``.
 

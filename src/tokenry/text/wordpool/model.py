@@ -128,7 +128,6 @@ class WordPoolForCausalLM(PreTrainedModel):
     def _slots(self, units: Tensor) -> Tensor:
         """Embedded summary slots and units with their slot codes: H [B,T,p+C0,d]."""
         p = self.config.num_prefix
-        # The released code counts from the width of the canvas, and so reads rows of ordinary units.
         first = units.shape[2] if self.config.released_quirks else self.config.vocab_size
         prefix = torch.arange(first, first + p, device=units.device)
         filled = torch.cat([prefix.expand(*units.shape[:2], p), units], dim=2)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Request:
+class PathRequest:
     """Token paths whose next-token log-probabilities are wanted."""
 
     scorer: PathScorer
@@ -22,13 +22,13 @@ class Request:
 
 
 # Yields what is to be run, is sent a list of rows [V] for it, and returns a result.
-Steps = Generator[Request, list[np.ndarray], T]
+Steps = Generator[PathRequest, list[np.ndarray], T]
 
 
 def drive(pieces: Sequence[Steps[Any]]) -> list[Any]:
     """Results of the pieces of work; what they ask of one model at the same time is one run of it."""
     results: list[Any] = [None] * len(pieces)
-    waiting: dict[int, Request] = {}
+    waiting: dict[int, PathRequest] = {}
 
     def go(place: int, rows: list[np.ndarray] | None) -> None:
         try:
