@@ -39,7 +39,7 @@ def audit(
     corpus: Annotated[
         list[str] | None,
         typer.Option(
-            help="django, debian-installer, legal, financial, technical, general, literature, email, code; a folder with "
+            help="django, debian-installer, libreoffice-help, legal, financial, technical, general, literature, email, code; a folder with "
             "LANGUAGE.txt files of aligned lines; a text file. May be given several times."
         ),
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tokenry.lab.assets.row import Asset
 from tokenry.lab.assets.table_audio import AUDIO
+from tokenry.lab.assets.table_help import HELP
 
 _MODEL_FILES = (
     "config.json",
@@ -394,4 +395,4 @@ _TOKENIZERS = (
     ),
 )
 
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in (*_MODELS_AND_DATA, *_TOKENIZERS, *AUDIO)}
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (*_MODELS_AND_DATA, *_TOKENIZERS, *AUDIO, *HELP)}
