@@ -40,9 +40,10 @@ def audit(
         list[str] | None,
         typer.Option(
             help="django, debian-installer, libreoffice-help, legal, financial, technical, general, literature, email, code; a folder with "
-            "LANGUAGE.txt files of aligned lines; a text file. May be given several times."
+            "aligned files (LANGUAGE.txt or .jsonl, also packed: .gz, .zst); such a file. May be given several times."
         ),
     ] = None,
+    field: Annotated[str, typer.Option(help="Key of the text in .jsonl files.")] = "text",
     languages: Annotated[str | None, typer.Option(help="Comma-separated languages of the parallel corpora.")] = None,
     reference: Annotated[str, typer.Option(help="Language that premiums are relative to.")] = "en",
     output: Annotated[Format, typer.Option("--format", help="table, json or csv, on stdout.")] = Format.table,
@@ -69,7 +70,7 @@ def audit(
 
     require(*(["lab"] if out else []), *(["scale"] if engine is Engine.ray else []))
     codes = [code.strip() for code in languages.split(",") if code.strip()] if languages else None
-    corpora = find_corpora(corpus or [], languages=codes, reference=reference, domain_mb=domain_mb, say=_note)
+    corpora = find_corpora(corpus or [], languages=codes, reference=reference, domain_mb=domain_mb, say=_note, field=field)
     found = find_tokenizers(tokenizers, pattern=pattern, say=_note)
     job = TokenizerAudit(
         found, reference=reference, engine=engine.value, workers=workers or os.cpu_count() or 1, resamples=resamples,
@@ -83,6 +84,8 @@ def audit(
         sys.stdout.write(result.to_csv())
     else:
         _tables(result)
+    for note in result.notes:
+        _note(note)
     if out is not None:
         from tokenry.lab.pages.audit import write
 
@@ -127,8 +130,6 @@ def _tables(result: AuditReport) -> None:
             typer.echo(
                 f"{name}, {where}, line {failure.line} ({failure.kind}): {failure.text!r} came back as {failure.returned!r}"
             )
-    for note in result.notes:
-        _note(note)
 
 
 def _cost(row: AuditRow) -> str:
