@@ -9,14 +9,22 @@ from tokenry.text.audit import AuditReport, AuditRow
 
 
 def markdown(report: AuditReport, *, title: str, command: str) -> str:
-    """The page: premiums and premiums over bytes by language for every parallel corpus, then the tokenizers side by side."""
+    """The page: premiums and premiums over bytes by language for every parallel corpus, then the tokenizers side by side.
+
+    Raises ValueError for a report without a parallel corpus.
+    """
     names = list(dict.fromkeys(row.tokenizer for row in report.rows))
+    if not any(row.language for row in report.rows):
+        raise ValueError("an audit as Markdown needs a parallel corpus, got domains alone")
     reference = language_name(report.facts["reference"])
-    parts = [f"# {title}", f"Made by this command, as it stands:\n\n```sh\n{_wrapped(command)}\n```"]
+    lead = (
+        f"What a text costs in tokens, per language and tokenizer, relative to the same text in {reference}: at 2.00 a language pays "
+        "twice, for half as much in a context window. Fewer tokens are cheaper, not better: nothing here says how good a model is."
+    )
+    parts = [f"# {title}", lead, f"Made by this command, as it stands:\n\n```sh\n{_wrapped(command)}\n```"]
     for corpus in dict.fromkeys(row.corpus for row in report.rows if row.language):
         parts += _corpus(report, corpus, names, reference)
     parts += ["## Tokenizers", _tokenizers(report, names)]
-    parts += [f"- {note}" for note in report.notes]
     return "\n\n".join(parts) + "\n"
 
 
@@ -36,11 +44,10 @@ def _corpus(report: AuditReport, corpus: str, names: Sequence[str], reference: s
         key=lambda code: (-sum(rows[name, code].premium or 0.0 for name in names), code),
     )
     first = rows[names[0], codes[0]]
-    widest = max((row.premium_high or 0.0) - (row.premium_low or 0.0) for row in rows.values() if row.premium_low is not None)
-    head = (
-        f"The same {first.lines:,} lines in {len(codes)} languages ({corpus}). Dearest languages first. "
-        f"{report.facts['confidence']:.0%} intervals over resampled lines are at most {widest:.2f} wide."
-    )
+    widths = [(row.premium_high or 0.0) - (row.premium_low or 0.0) for row in rows.values() if row.premium_low is not None]
+    head = f"The same {first.lines:,} lines in {len(codes)} languages ({corpus}). Dearest languages first."
+    if widths:
+        head += f" {report.facts['confidence']:.0%} intervals over resampled lines are at most {max(widths):.2f} wide."
     table = _grid(rows, codes, names, lambda row: _marked(row.premium, row))
     over = _grid(rows, codes, names, lambda row: _marked(row.corrected, row))
     return [
@@ -72,9 +79,10 @@ def _tokenizers(report: AuditReport, names: Sequence[str]) -> str:
     body = []
     for name in names:
         rows = [row for row in report.rows if row.tokenizer == name]
+        star = "\\*" if any(row.unknown for row in rows) else ""
         vocabulary = report.vocabularies.get(name)
         spreads = [spread for spread in report.spreads if spread.tokenizer == name]
-        unequal = [f"{s.max_over_min:.1f} ({language_name(s.dearest)} / {language_name(s.cheapest)})" for s in spreads]
+        unequal = [f"{s.max_over_min:.1f}{star} ({language_name(s.dearest)} / {language_name(s.cheapest)})" for s in spreads]
         body.append(
             [
                 name,
