@@ -301,7 +301,7 @@ def test_a_folder_of_vocabulary_and_merges(tmp_path, small):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text('{"t": 0, "h": 1, "th": 2}')
     (tmp_path / "merges.txt").write_text("t h\n")
-    with pytest.raises(ValueError, match="255 of the 256 byte symbols|25. of the 256 byte symbols"):
+    with pytest.raises(ValueError, match=r"25\d of the 256 byte symbols are missing"):
         load_tokenizer(tmp_path)
 
 

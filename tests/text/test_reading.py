@@ -190,7 +190,7 @@ def test_custom_tokens_that_the_normaliser_changes_are_refused():
     texts = ["1 and ① and 2"] * 20
     with pytest.raises(ValueError, match=r"custom\[1\] must be as normalization='nfkc' leaves it.* got '①', which becomes '1'"):
         train_domain_tokenizer(texts, 400, custom=["and", "①"])
-    with pytest.raises(ValueError, match="normalization='nfc'.* got 'A\u030a', which becomes 'Å'"):
+    with pytest.raises(ValueError, match=r"normalization='nfc'.* got 'A\u030a', which becomes 'Å'"):
         train_domain_tokenizer(texts, 400, custom=["A\u030a"], normalization="nfc")
     made = train_domain_tokenizer(texts, 400, custom=["and", "①"], normalization="nfc", min_frequency=1)
     assert made.encode("① 1").tokens.count("①") == 1

@@ -84,7 +84,7 @@ def format_of(path: str | os.PathLike[str], field: str | None = None) -> TextFor
 
 
 def texts_of(block: str, form: TextFormat, path: str, first: int) -> list[str]:
-    """The texts of a block of whole lines, `first` the number of the first from 0; a line end is "\\n" or "\\r\\n".
+    """The texts of a block of whole lines, `first` the number of the first from 0; a carriage return belongs to the line end.
 
     Raises ValueError for a line that is no JSON object with a string in the field; the message names file and line.
     """

@@ -1,4 +1,4 @@
-"""One call that reads a tokenizer from wherever it is: hub id, folder, `tokenizer.json`, `tekken.json`, ranks, SentencePiece."""
+"""One call that reads a tokenizer from wherever it is: hub id, folder, `tokenizer.json`, ranks, SentencePiece, Tekken."""
 
 from __future__ import annotations
 

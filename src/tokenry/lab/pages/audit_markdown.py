@@ -18,8 +18,9 @@ def markdown(report: AuditReport, *, title: str, command: str) -> str:
         raise ValueError("an audit as Markdown needs a parallel corpus, got domains alone")
     reference = language_name(report.facts["reference"])
     lead = (
-        f"What a text costs in tokens, per language and tokenizer, relative to the same text in {reference}: at 2.00 a language pays "
-        "twice, for half as much in a context window. Fewer tokens are cheaper, not better: nothing here says how good a model is."
+        f"What a text costs in tokens, per language and tokenizer, relative to the same text in {reference}: "
+        "at 2.00 a language pays twice, for half as much in a context window. "
+        "Fewer tokens are cheaper, not better: nothing here says how good a model is."
     )
     parts = [f"# {title}", lead, f"Made by this command, as it stands:\n\n```sh\n{_wrapped(command)}\n```"]
     for corpus in dict.fromkeys(row.corpus for row in report.rows if row.language):
@@ -55,8 +56,8 @@ def _corpus(report: AuditReport, corpus: str, names: Sequence[str], reference: s
         f"{head} A star: with unknown tokens, which make the count too small.",
         table,
         "## The same, over the bytes of the text",
-        f"Tokens over those of {reference}, divided by bytes over those of {reference}: what the tokenizer adds to the length of "
-        "the text itself. Below 1 it costs less than its bytes.",
+        f"Tokens over those of {reference}, divided by bytes over those of {reference}: "
+        "what the tokenizer adds to the length of the text itself. Below 1 it costs less than its bytes.",
         over,
     ]
 

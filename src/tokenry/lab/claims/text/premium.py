@@ -1,7 +1,7 @@
 """Crosslingual inequity: equal training leaves unequal costs; superwords and per-language vocabularies level them.
 
-Real text at scale ``small``: the help of an office program in 30 languages. Every language trains on the same number of bytes of
-its paragraphs and is counted on paragraphs that no language has trained on: one part chooses the vocabulary sizes, another
+Real text at scale ``small``: the help of an office program in 30 languages. Every language trains on the same number of bytes
+of its paragraphs and is counted on paragraphs that no language has trained on: one part chooses the vocabulary sizes, another
 tests everything. Evenness is the paper's measure, the variance of the corpus token counts over languages.
 
 Recorded beside it: interface messages in some 60 languages, under the GPT-2 split and under one that keeps combining marks with
@@ -36,8 +36,8 @@ class PremiumClaim(Claim):
         "training lowers the mean and the spread, and a vocabulary size per language lowers the spread"
     )
     metric = (
-        "tokens on held-out parallel lines over the mean of plain BPE; evenness is minus the squared distance to the arm's mean "
-        "over the variance of the arm it is compared with"
+        "tokens on held-out parallel lines over the mean of plain BPE; evenness is minus the squared distance to the arm's "
+        "mean over the variance of the arm it is compared with"
     )
     contrasts = (
         Contrast("languages differ by more than the sampling error of the lines", "deviation", "sampling_error"),
