@@ -112,6 +112,20 @@ def test_gradients_through_blocks(bank, monkeypatch):
     torch.testing.assert_close(torch.autograd.grad(resample(x, 7, 5).square().sum(), x)[0], wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dense", "bank"), [(1 << 19, 0), (0, 1 << 22), (0, 0)])
+def test_filters_made_in_inference_mode_serve_training(dense, bank, monkeypatch):
+    for cache in (resampling._kernel, resampling._bank, resampling._table):
+        cache.cache_clear()
+    monkeypatch.setattr(resampling, "DENSE", dense)
+    monkeypatch.setattr(resampling, "BANK", bank)
+    x = noise(0, 60)
+    with torch.inference_mode():
+        made = resample(x, 9, 5)
+    y = resample(x.clone().requires_grad_(), 9, 5)
+    y.sum().backward()
+    assert torch.equal(y.detach(), made)
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 

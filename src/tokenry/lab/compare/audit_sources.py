@@ -61,7 +61,9 @@ def _short(name: str) -> str:
     path = Path(name)
     if not path.exists():
         return name
-    return path.resolve().parent.name if path.name in {"tokenizer.json", "tokenizer.model", "tekken.json"} else path.resolve().stem
+    return (
+        path.resolve().parent.name if path.name in {"tokenizer.json", "tokenizer.model", "tekken.json"} else path.resolve().stem
+    )
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:

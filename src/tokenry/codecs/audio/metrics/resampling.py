@@ -120,6 +120,7 @@ def _convolved(work: Tensor, low: _LowPass, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # kept for callers that learn too
 def _kernel(low: _LowPass) -> Tensor:
     """Filters [new, 1, taps], one per output phase, over one period and the context on both its sides."""
     taps = torch.arange(-low.width, low.width + low.old, dtype=torch.float64)
@@ -165,6 +166,7 @@ def _block(work: Tensor, first: int, last: int, low: _LowPass, bank: Tensor | No
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # kept for callers that learn too
 def _bank(low: _LowPass) -> Tensor:
     """Filters [new, 2 width + 2] of all phases, around the input sample that is not later than the output."""
     offsets = torch.arange(-low.width, low.width + 2, dtype=torch.float64)
@@ -176,6 +178,7 @@ def _bank(low: _LowPass) -> Tensor:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # kept for callers that learn too
 def _table(zeros: int, beta: float) -> Tensor:
     """The low-pass at `FINE` places per zero crossing, from its middle to a little past its end."""
     return _LowPass(FINE, 1, zeros, 1.0, beta).at(torch.arange(zeros * FINE + 2, dtype=torch.float64)) * FINE
