@@ -52,7 +52,7 @@ GRANTED = {
     "glsim": (730, 150),
     "eet": (1110, 140),
     "byteprobs": (890, 260),
-    "premium": (1480, 360),
+    "premium": (1490, 365),
     "kl3m": (750, 270),
     "consistency": (1630, 250),
     "wordpool": (1250, 130),

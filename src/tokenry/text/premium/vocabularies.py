@@ -49,11 +49,16 @@ class SizeCurve:
 
 
 def measure_sizes(
-    training: Sequence[str], evaluation: Sequence[str], sizes: Sequence[int], *, train: Trainer = train_bpe
+    training: Sequence[str],
+    evaluation: Sequence[str],
+    sizes: Sequence[int],
+    *,
+    train: Trainer = train_bpe,
+    regex: str | None = None,
 ) -> SizeCurve:
     """Train at each size and count the evaluation lines.
 
-    Plain BPE is trained once, at the largest size: its smaller vocabularies are the beginnings of the largest.
+    Plain BPE is trained once, under the split `regex`, at the largest size: its smaller vocabularies are the beginnings of it.
 
     Raises:
         ValueError: no sizes, or one below 256.
@@ -62,7 +67,7 @@ def measure_sizes(
         raise ValueError("sizes must hold at least one size")
     asked = tuple(sorted({check_int("sizes", int(size), 256) for size in sizes}))
     if train is train_bpe:
-        largest = train_bpe(training, asked[-1])
+        largest = train_bpe(training, asked[-1], regex=regex)
         tokenizers = [truncate(largest, size) for size in asked]
     else:
         tokenizers = [train(training, size) for size in asked]
