@@ -19,6 +19,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "audio": {"soundfile": "soundfile"},
     "speech": {"ctranslate2": "ctranslate2", "jiwer": "jiwer"},
     "sentencepiece": {"protobuf": "google.protobuf", "sentencepiece": "sentencepiece"},
+    "zstd": {"zstandard": "zstandard"},
     "scale": {"ray": "ray"},
     "peers": {"vector-quantize-pytorch": "vector_quantize_pytorch"},
 }  # fmt: skip

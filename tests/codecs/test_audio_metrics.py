@@ -2,6 +2,8 @@
 
 import builtins
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -320,3 +322,35 @@ def test_pesq_without_its_package(monkeypatch):
         pesq(noise(0, 16000), noise(1, 16000), 16000)
     with pytest.raises(ValueError, match="sample_rate must be one of 8000, 16000"):
         pesq(noise(0, 16000), noise(1, 16000), 44100)
+
+
+def test_pesq_names_the_items_without_a_value(monkeypatch):
+    """The package divides by zero on a silent estimate and finds no utterance in a silent reference: nan, and the rest stands."""
+
+    class NoUtterancesError(Exception):
+        pass
+
+    def measured(rate, s, e, mode):
+        if not s.any() or not e.any():
+            raise ValueError("cannot convert float NaN to integer")
+        if np.abs(s).max() < 0.01:
+            raise NoUtterancesError
+        return 3.0
+
+    library = types.SimpleNamespace(pesq=measured, NoUtterancesError=NoUtterancesError)
+    monkeypatch.setitem(sys.modules, "pesq", library)
+    s = noise(0, 5, 16000)
+    e = s.clone()
+    e[1], s[2], s[3] = 0, 0, s[3] / 1000
+    with pytest.warns(UserWarning, match="3 of 5 clips .*: items 1, 2, 3"):
+        values = pesq(s, e, 16000)
+    assert values.isnan().tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_pesq_of_the_package_on_silence(rate):
+    pytest.importorskip("pesq")
+    s = speechlike(0, 2 * rate)[None]
+    with pytest.warns(UserWarning, match="items 1, 2"):
+        values = pesq(torch.cat([s, s, s * 0]), torch.cat([s + noise(1, *s.shape) / 100, s * 0, s]), rate)
+    assert values.isnan().tolist() == [False, True, True]

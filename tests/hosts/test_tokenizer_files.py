@@ -278,3 +278,174 @@ def test_real_rank_files_equal_tiktoken(name):
     for language in corpus.languages:
         text = "\n".join(corpus.lines[language])
         assert ours.encode(text, add_special_tokens=False).ids == theirs.encode_ordinary(text), language
+
+
+# --- folders and files without anything that says what they are -----------------------------------------------------
+
+
+def test_a_folder_of_vocabulary_and_merges(tmp_path, small):
+    """GPT-2's layout without a config: the ids of the tokenizer that was saved, and of transformers' own class."""
+    from transformers import GPT2Tokenizer
+
+    small.model.save(str(tmp_path))
+    loaded = load_tokenizer(tmp_path)
+    theirs = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    for text in [*TEXTS, "unseen: \U0001f600 ÀÉ 12"]:
+        assert loaded.encode(text).ids == small.encode(text).ids == theirs(text)["input_ids"]
+        assert loaded.decode(loaded.encode(text).ids) == text
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nq\u0120 zzz\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"merges\.txt, line 3: .* is not a pair of entries that makes an entry"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": "x"}')
+    with pytest.raises(ValueError, match=r"vocab\.json must be a JSON object of entries and their ids"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"t": 0, "h": 1, "th": 2}')
+    (tmp_path / "merges.txt").write_text("t h\n")
+    with pytest.raises(ValueError, match=r"25\d of the 256 byte symbols are missing"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_of_merges_with_word_ends(tmp_path):
+    """CLIP's layout: lower case, word ends in the vocabulary; equal to transformers' class."""
+    import json
+
+    from transformers import CLIPTokenizer
+
+    symbols = sorted(byte_symbols())
+    merges = [("t", "h"), ("th", "e</w>"), ("c", "a"), ("ca", "t</w>")]
+    words = [*symbols, *(s + "</w>" for s in symbols), *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
+    loaded = load_tokenizer(tmp_path)
+    theirs = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    for text in ("The cat's  théâtre 12", "THE CAT", "caté\n<|endoftext|>"):
+        assert loaded.encode(text).ids == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_folder_of_word_pieces(tmp_path, lowercase):
+    """BERT's layout without a config: equal to transformers' class, whose case is read off the vocabulary."""
+    from transformers import BertTokenizer
+
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "the",
+        "cat",
+        "##s",
+        "theatre",
+        ",",
+        "1",
+        "##2",
+        *([] if lowercase else ["The"]),
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    loaded = load_tokenizer(tmp_path)
+    theirs = BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=lowercase)
+    for text in ("The cats, théatre 12", "the unknownword [SEP]"):
+        assert loaded.encode(text).ids == theirs(text, add_special_tokens=False)["input_ids"]
+    (tmp_path / "vocab.txt").write_text("[UNK]\nthe\ncat\nthe\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt, line 4: 'the' is there twice, on line 2 too"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes(b"[UNK]\n\xff\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt, line 2: .* is not UTF-8"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.txt").write_text("the\ncat\n")
+    with pytest.raises(ValueError, match=r"it has no \[UNK\]"):
+        load_tokenizer(tmp_path)
+
+
+def test_packed_ranks(tmp_path, ranks):
+    import gzip
+
+    path = write_ranks(tmp_path / "x.tiktoken", ranks)
+    packed = tmp_path / "packed" / "x.tiktoken.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_ranks(packed) == ranks
+    assert load_tokenizer(packed, pattern="gpt2").get_vocab_size() == len(ranks)
+    packed.write_bytes(packed.read_bytes()[:80])
+    with pytest.raises(ValueError, match=r"x\.tiktoken\.gz is a damaged gzip file"):
+        load_tokenizer(packed, pattern="gpt2")
+    with pytest.raises(FileNotFoundError, match=r"y\.tiktoken\.gz' does not exist"):
+        load_tokenizer("y.tiktoken.gz")
+
+
+def tekken(ranks, specials=None):
+    """A tekken.json whose vocabulary is longer than what counts of it, as Mistral's is."""
+    entries = [{"rank": r, "token_bytes": base64.b64encode(t).decode(), "token_str": None} for t, r in ranks.items()]
+    size = len(ranks) - 9
+    config = {"pattern": PATTERNS["cl100k"], "default_vocab_size": size + 30, "default_num_special_tokens": 30}
+    return {"config": config, "vocab": entries, **({"special_tokens": specials} if specials else {})}
+
+
+def test_tekken(tmp_path, ranks):
+    import json
+
+    path = tmp_path / "tekken.json"
+    path.write_text(json.dumps(tekken(ranks)))
+    plain = tokenizer_of_ranks({t: r for t, r in ranks.items() if r < len(ranks) - 9}, pattern="cl100k")
+    for source in (path, tmp_path):
+        loaded = load_tokenizer(source)
+        for text in TEXTS:
+            assert loaded.encode(text).ids == [30 + index for index in plain.encode(text).ids]
+            assert loaded.decode(loaded.encode(text).ids) == text
+    assert [loaded.id_to_token(i) for i in (1, 3, 19, 20, 29)] == [
+        "<s>", "[INST]", "[TOOL_CONTENT]", "<SPECIAL_20>", "<SPECIAL_29>",
+    ]  # fmt: skip
+    path.write_text(json.dumps(tekken(ranks, [{"rank": 0, "token_str": "<first>", "is_control": True}])))
+    assert [load_tokenizer(path).id_to_token(i) for i in (0, 1)] == ["<first>", "<SPECIAL_1>"]
+    for change, match in (
+        ({"vocab": tekken(ranks)["vocab"][1:]}, "do not fill the"),
+        ({"config": {}}, r"tekken\.json is not a tekken\.json of Mistral: KeyError"),
+        ({"vocab": [{"rank": 1, "token_bytes": "?"}] * 999}, "is not a tekken.json of Mistral"),
+    ):
+        path.write_text(json.dumps({**tekken(ranks), **change}))
+        with pytest.raises(ValueError, match=match):
+            load_tokenizer(path)
+
+
+@converter
+def test_numbered_sentencepiece_files(tmp_path):
+    pieces = [*SPECIAL, *((letter, 0.0, 1) for letter in "\u2581abc")]
+    for name in ("tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3", "x.model.v7m1"):
+        write_spm(tmp_path / name, pieces, algorithm=2)
+        assert load_tokenizer(tmp_path / name).token_to_id("a") == len(SPECIAL) + 1
+        (tmp_path / name).rename(tmp_path / "moved")
+        (tmp_path / "moved").unlink()
+    write_spm(tmp_path / "tokenizer.model.v3", pieces, algorithm=2)
+    assert load_tokenizer(tmp_path).token_to_id("b") == len(SPECIAL) + 2
+
+
+@pytest.mark.slow
+@converter
+def test_real_files_of_mistral():
+    """Ids of sentencepiece for every numbered file, and of tiktoken for Tekken, on lines of 30 languages."""
+    import json
+
+    import tiktoken
+
+    from tokenry.errors import AssetMissingError
+    from tokenry.lab.assets.folders import fetch
+    from tokenry.lab.sources.text import parallel_corpus
+
+    try:
+        folder = next(fetch("mistral-tokenizers").glob("**/data"))
+        lines = [line for found in parallel_corpus("libreoffice-help").lines.values() for line in found[::90]]
+    except AssetMissingError as error:
+        pytest.skip(str(error))
+    for path in sorted(folder.glob("*.model.v*")):
+        theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        loaded = load_tokenizer(path)
+        assert [loaded.encode(line, add_special_tokens=False).ids for line in lines] == theirs.encode(lines)
+    for path in sorted(folder.glob("tekken_*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        config, loaded = found["config"], load_tokenizer(path)
+        count = config["default_num_special_tokens"]
+        kept = found["vocab"][: config["default_vocab_size"] - count]
+        given = {base64.b64decode(entry["token_bytes"]): entry["rank"] for entry in kept}
+        theirs = tiktoken.Encoding("tekken", pat_str=config["pattern"], mergeable_ranks=given, special_tokens={})
+        for line in lines:
+            assert loaded.encode(line).ids == [count + index for index in theirs.encode(line)]

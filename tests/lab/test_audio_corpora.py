@@ -20,10 +20,10 @@ from tokenry.lab.assets.folders import ASSETS
 from tokenry.lab.sources.audio import espeak, speech_models
 from tokenry.lab.sources.audio import recordings as audio_corpora
 from tokenry.lab.sources.audio.espeak import Phone, Utterance, _phones, espeak_all
+from tokenry.lab.sources.audio.folder import folder_corpus
 from tokenry.lab.sources.audio.recordings import (
     Clip,
     audio_corpus,
-    folder_corpus,
     music_corpus,
     phone_inventory,
     phones_at,
@@ -169,6 +169,27 @@ def test_wav_files_come_back(tmp_path):
     torch.testing.assert_close(read_audio(tmp_path / "x.wav", 1, 2)[0], y[1:3])
     with pytest.raises(FileNotFoundError):
         read_audio(tmp_path / "y.wav")
+
+
+def test_a_header_cannot_make_it_allocate(tmp_path):
+    """A FLAC file that announces 2^36 samples (256 GB), and a rate of 2 GHz, are damage."""
+    library = pytest.importorskip("soundfile")
+    library.write(tmp_path / "x.flac", tone().numpy(), 8000)
+    data = bytearray((tmp_path / "x.flac").read_bytes())
+    facts = int.from_bytes(data[18:26], "big")  # rate 20 bits, channels 3, bits 5, samples 36
+    assert facts >> 44 == 8000
+    data[18:26] = (facts | (2**36 - 1)).to_bytes(8, "big")
+    (tmp_path / "x.flac").write_bytes(data)
+    assert audio_length(tmp_path / "x.flac")[0] == 2**36 - 1
+    with pytest.raises(ValueError, match=r"x\.flac is not a sound file that can be read"):
+        read_audio(tmp_path / "x.flac")
+    write_audio(tmp_path / "y.wav", tone(), 8000)
+    data = bytearray((tmp_path / "y.wav").read_bytes())
+    data[24:28] = (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "y.wav").write_bytes(data)
+    for read in (read_audio, audio_length):
+        with pytest.raises(ValueError, match=r"y\.wav announces a sample rate of 2147483647 Hz, outside 1000 to 1000000"):
+            read(tmp_path / "y.wav")
 
 
 # --- phones ---------------------------------------------------------------------------------------------------------

@@ -164,10 +164,57 @@ def test_use_of_codes():
 
 
 def test_long_clips_lose_their_words(tmp_path):
-    write_audio(tmp_path / "a.wav", torch.ones(8000 * 12) * 0.1, 8000)
+    write_audio(tmp_path / "a.wav", sound(0, 8000 * 12), 8000)
     (tmp_path / "a.txt").write_text("too long")
     clip = load_clips(AudioSettings(data=tmp_path, domains=("speech",), rate=8000), "speech")[0]
     assert (clip.seconds, clip.text) == (10.0, "")
+
+
+def test_clips_without_sound_are_left_out_counted_and_named(folder, tmp_path, monkeypatch, capsys):
+    """Silent, empty, damaged, short and non-finite files: the averages are those of the others, and the page names them."""
+    from soundfile import write
+
+    settings = AudioSettings(codecs=("pcm16",), data=folder, domains=("sound",), rate=8000)
+    alone = compare_audio(settings, tmp_path / "alone", quiet)["rows"][0]
+    write_audio(folder / "00.wav", torch.zeros(8000), 8000)
+    write_audio(folder / "01.wav", torch.full((8000,), 0.5), 8000)
+    (folder / "02.wav").write_bytes(b"")
+    (folder / "03.wav").write_bytes((folder / "0.wav").read_bytes()[:30])
+    write_audio(folder / "04.wav", sound(0, 100), 8000)
+    write(folder / "05.wav", torch.full((8000,), float("nan")).numpy(), 8000, subtype="FLOAT")
+    write(folder / "06.wav", torch.zeros(0).numpy(), 8000)
+    result = compare_audio(settings, tmp_path / "out", quiet)
+    excluded = result["excluded"]["sound"]
+    assert {name: reason.split(":")[0] for name, reason in excluded.items() if name in ("00.wav", "01.wav", "04.wav")} == {
+        "00.wav": "silent", "01.wav": "silent", "04.wav": "shorter than 0.1 s",
+    }  # fmt: skip
+    assert list(excluded) == [f"0{number}.wav" for number in range(7)]
+    row = result["rows"][0]
+    for name in ("clips", "si_snr", "sdr", "mel", "stft"):
+        assert row[name] == alone[name], name
+    assert "7 of 10 clips left out: 00.wav (silent)" in (tmp_path / "out/index.html").read_text()
+    command = ["compare", "audio", "--data", str(folder), "--domain", "sound", "--codecs", "pcm16", "--rate", "8000"]
+    assert run([*command, "--out", str(tmp_path / "command")]) == 0
+    assert "06.wav" in capsys.readouterr().out
+    for name in ("0", "1", "2"):
+        (folder / f"{name}.wav").unlink()
+    assert run([*command, "--out", str(tmp_path / "none")]) != 0
+    assert "no sound that can be measured (7 files: 00.wav: silent" in capsys.readouterr().err
+
+
+def test_a_codec_that_returns_silence_is_named(folder, models, tmp_path, monkeypatch):
+    """Its other clips make its ratios; what came back silent is said, not averaged as -300 dB."""
+    kept = SampleCodec.decode_rows
+    calls = iter([1.0, 0.0, 1.0])
+    monkeypatch.setattr(audio, "BATCH", 1)
+    monkeypatch.setattr(SampleCodec, "decode_rows", lambda self, codes, scales: kept(self, codes, scales) * next(calls))
+    settings = AudioSettings(codecs=("mulaw",), data=folder, domains=("speech",), rate=8000)
+    result = compare_audio(settings, tmp_path / "out", quiet)
+    row = result["rows"][0]
+    assert row["silent"] == ["1"]
+    assert row["outcomes"]["si_snr"][1] is None
+    assert 20 < row["si_snr"] < 60
+    assert audio.notes_of(result) == ["mulaw, speech: 1 of 3 clips came back silent and are not in its SI-SNR and SDR: 1"]
 
 
 @pytest.mark.parametrize(

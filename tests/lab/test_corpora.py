@@ -13,10 +13,11 @@ from tokenry.errors import AssetMissingError
 from tokenry.lab.assets.folders import ASSETS
 from tokenry.lab.compare.audit_sources import find_corpora, find_tokenizers
 from tokenry.lab.sources import text as corpora
+from tokenry.lab.sources import text_help
 from tokenry.lab.sources.language_names import NAMES, language_name
 from tokenry.lab.sources.text import DOMAINS, ParallelCorpus, domain_corpus, parallel_corpus, split_texts
 from tokenry.lab.sources.text_gettext import has_words, po_messages
-from tokenry.lab.sources.text_html import html_blocks
+from tokenry.lab.sources.text_html import html_blocks, named_blocks
 from tokenry.lab.sources.tokenizers import asset_of_tokenizer, load_real_tokenizer, real_tokenizers
 
 PO = """\
@@ -70,6 +71,53 @@ def test_html_blocks():
     three<br>four</p><ul><li><p>item</p></li><li>bare</li></ul><pre>code</pre><p></p><div class="navfooter">x</div></body></html>"""
     expected = [("h2", "1. Head&ing"), ("p", "One two threefour"), ("li", ""), ("p", "item"), ("li", "bare"), ("p", "")]
     assert html_blocks(page) == expected
+
+
+def test_named_blocks():
+    page = """<p>no name</p><h1 id="hd_1" dir="auto"><a name="x"></a>Head&amp;ing
+    <em>one</em></h1><p class="a" id="par_2">two  three</p><p id="par_3"> </p><p id="par_2">again</p><li id="li_4">no</li>"""
+    assert named_blocks(page) == {"hd_1": "Head&ing one", "par_2": "two three"}
+
+
+def test_help_blocks_are_aligned_by_their_names(tmp_path, monkeypatch):
+    """Same names, whatever their order; what one language lacks or left in English, and repeated blocks, are left out."""
+    pages = {
+        "en": '<p id="a">Open the file</p><p id="b">Close it all now</p><p id="c">Save a copy of it</p><p id="d">Open the file</p>',
+        "de": '<p id="d">Datei auf</p><p id="c">Save a copy of it</p><p id="a">Datei öffnen</p><p id="b">Alles schließen</p>',
+        "pt-BR": '<p id="a">Abrir o arquivo</p><p id="c">Salvar</p><p id="d">Abra</p>',
+    }
+    for code, page in pages.items():
+        folder = tmp_path / code / "usr/help" / code / "text/swriter"
+        folder.mkdir(parents=True)
+        (folder / "page.html").write_text(page, encoding="utf-8")
+    rows = {"en": "libreoffice-help", "de": "libreoffice-help-de", "pt-BR": "libreoffice-help-pt-br"}
+    folders = {name: tmp_path / code for code, name in rows.items()}
+    kept = tmp_path / "kept"
+
+    def derived(name, label, build):
+        (kept / name).mkdir(parents=True, exist_ok=True)
+        build(kept / name)
+        return kept / name
+
+    monkeypatch.setattr(text_help, "fetch", folders.__getitem__)
+    monkeypatch.setattr(text_help, "derived", derived)
+    monkeypatch.setattr(corpora, "fetch", folders.__getitem__)
+    monkeypatch.setattr(corpora, "help_locales", lambda: rows)
+    both = parallel_corpus("libreoffice-help", languages=["de", "en"])
+    assert both.lines == {"en": ["Open the file", "Close it all now"], "de": ["Datei öffnen", "Alles schließen"]}
+    assert both.facts == {"blocks": 4, "blocks left out (not translated or repeated)": 2}
+    every = parallel_corpus("libreoffice-help")
+    assert every.lines == {"en": ["Open the file"], "de": ["Datei öffnen"], "pt-BR": ["Abrir o arquivo"]}
+    with pytest.raises(ValueError, match=r"languages=\['xx'\] are not in corpus 'libreoffice-help'"):
+        parallel_corpus("libreoffice-help", languages=["xx"])
+
+
+def test_the_help_has_thirty_languages_and_their_names():
+    locales = text_help.help_locales()
+    assert len(locales) == 30
+    assert {"en", "pt-BR", "zh-CN", "km", "om"} <= set(locales)
+    for code in locales:
+        assert language_name({"zh-CN": "zh-Hans", "zh-TW": "zh-Hant"}.get(code, code)) != code
 
 
 @pytest.fixture
@@ -247,6 +295,8 @@ def test_the_real_corpora():
     assert len(guide.languages) == 19
     assert len(guide) >= 400
     assert guide.facts["pages left out (blocks differ)"] < 12
+    manual = parallel_corpus("libreoffice-help")
+    assert (len(manual.languages), len(manual)) == (30, 5703)
     for name in DOMAINS:
         assert sum(map(len, domain_corpus(name))) > 200_000, name
 

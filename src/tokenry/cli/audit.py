@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,7 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
+    markdown = "markdown"
 
 
 class Engine(StrEnum):
@@ -39,13 +41,14 @@ def audit(
     corpus: Annotated[
         list[str] | None,
         typer.Option(
-            help="django, debian-installer, legal, financial, technical, general, literature, email, code; a folder with "
-            "LANGUAGE.txt files of aligned lines; a text file. May be given several times."
+            help="django, debian-installer, libreoffice-help, legal, financial, technical, general, literature, email, code; a "
+            "folder of aligned files (LANGUAGE.txt or .jsonl, also packed: .gz, .zst); such a file. May be given several times."
         ),
     ] = None,
+    field: Annotated[str, typer.Option(help="Key of the text in .jsonl files.")] = "text",
     languages: Annotated[str | None, typer.Option(help="Comma-separated languages of the parallel corpora.")] = None,
     reference: Annotated[str, typer.Option(help="Language that premiums are relative to.")] = "en",
-    output: Annotated[Format, typer.Option("--format", help="table, json or csv, on stdout.")] = Format.table,
+    output: Annotated[Format, typer.Option("--format", help="table, json, csv or markdown, on stdout.")] = Format.table,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json, audit.csv and a page, index.html.")] = None,
     engine: Annotated[Engine, typer.Option(help="local, or ray for large corpora; the same numbers.")] = Engine.local,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of --engine ray; default one per core.")] = None,
@@ -69,7 +72,7 @@ def audit(
 
     require(*(["lab"] if out else []), *(["scale"] if engine is Engine.ray else []))
     codes = [code.strip() for code in languages.split(",") if code.strip()] if languages else None
-    corpora = find_corpora(corpus or [], languages=codes, reference=reference, domain_mb=domain_mb, say=_note)
+    corpora = find_corpora(corpus or [], languages=codes, reference=reference, domain_mb=domain_mb, say=_note, field=field)
     found = find_tokenizers(tokenizers, pattern=pattern, say=_note)
     job = TokenizerAudit(
         found, reference=reference, engine=engine.value, workers=workers or os.cpu_count() or 1, resamples=resamples,
@@ -81,8 +84,18 @@ def audit(
         sys.stdout.write(result.to_json() + "\n")
     elif output is Format.csv:
         sys.stdout.write(result.to_csv())
+    elif output is Format.markdown:
+        from tokenry.lab.pages.audit_markdown import markdown
+
+        chosen = [*(word for name in corpus or () for word in ("--corpus", name)), "--reference", reference]
+        chosen += ["--languages", languages] if languages else []
+        command = shlex.join(["tokenry", "audit", *tokenizers, *chosen, "--format", "markdown"])
+        title = f"What {len(found)} tokenizers cost in {len({row.language for row in result.rows})} languages"
+        sys.stdout.write(markdown(result, title=title, command=command))
     else:
         _tables(result)
+    for note in result.notes:
+        _note(note)
     if out is not None:
         from tokenry.lab.pages.audit import write
 
@@ -127,8 +140,6 @@ def _tables(result: AuditReport) -> None:
             typer.echo(
                 f"{name}, {where}, line {failure.line} ({failure.kind}): {failure.text!r} came back as {failure.returned!r}"
             )
-    for note in result.notes:
-        _note(note)
 
 
 def _cost(row: AuditRow) -> str:

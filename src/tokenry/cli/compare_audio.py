@@ -32,7 +32,7 @@ def compare_audio_codecs(
     """Compare audio codecs on recordings: bit rate, fidelity, intelligibility, voice; with players and spectrograms."""
     from tokenry.cli.console import pick_device, progress, say_json, table
     from tokenry.extras import require
-    from tokenry.lab.compare.audio import AudioSettings, compare_audio
+    from tokenry.lab.compare.audio import AudioSettings, compare_audio, notes_of
     from tokenry.lab.compare.audio_codecs import DEFAULT
 
     require("lab", *(("speech",) if words else ()))
@@ -51,7 +51,7 @@ def compare_audio_codecs(
     columns, rows = _table(result)
     clips = ", ".join(f"{len(names)} {kind}" for kind, names in result["clips"].items())
     table(f"{result['data']}: {clips} clips at {rate / 1000:g} kHz", columns, rows, right=columns[2:])
-    for note in sorted({row["note"] for row in result["rows"] if "note" in row}):
+    for note in notes_of(result):
         typer.echo(f"note: {note}")
     typer.echo(f"page: {out / 'index.html'}\ndata: {out / 'compare.json'}")
 

@@ -1,4 +1,4 @@
-"""``tokenry train autoencoder``: an image autoencoder with any quantizer, its codebook's health in sight."""
+"""``tokenry train``: tokenizers per language, and an image autoencoder with any quantizer, its codebook's health in sight."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
+from tokenry.cli.train_tokenizer import train_tokenizers
+
 train = typer.Typer(help="Train small models.", no_args_is_help=True)
 
 
 @train.callback()
 def _train() -> None:
     pass
+
+
+train.command("tokenizer")(train_tokenizers)
 
 
 @train.command("autoencoder")

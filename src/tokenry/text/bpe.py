@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from tokenry.core.checks import check_int
 from tokenry.errors import UnsupportedModelError
+from tokenry.text.reading import blocks_of, format_of, texts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 Texts = Iterable[str] | Callable[[], Iterable[str]] | Path
 Source = Callable[[], Iterator[str]]
 ALPHABET = tuple(sorted(ByteLevel.alphabet()))
+MOST_ENTRIES = 1 << 24  # the stock trainer makes room for as many as are asked for, at once
+MOST_COUNT = 2**64 - 1  # what it counts with
 LONGEST = 10_000
 CUT = re.compile(rf".{{1,{LONGEST}}}(?=\s|$)|.{{1,{LONGEST}}}", re.DOTALL)  # before white space where there is any
 
@@ -29,7 +33,8 @@ def text_source(texts: Texts | Sequence[Path], *, name: str = "texts") -> Source
 
     Args:
         texts: strings in memory; a function that returns a fresh iterator; or a path, or a list of paths, whose lines are read
-            as they are needed. An iterator that can be read only once is kept in memory.
+            as they are needed (packed, UTF-16 and .jsonl files too: `tokenry.text.reading`). An iterator that can be read only
+            once is kept in memory.
         name: what error messages call the argument.
 
     Raises:
@@ -59,8 +64,10 @@ def _of_files(paths: Iterable[Any], name: str) -> Source:
 
     def lines() -> Iterator[str]:
         for file in files:
-            with file.open(encoding="utf-8", newline="") as stream:
-                yield from stream
+            form = format_of(file)
+            for first, block in blocks_of(str(file), form, 1 << 20):
+                # lines keep their ends, which are part of what is learned; a field of JSON lines has none
+                yield from StringIO(block, newline="") if form.field is None else texts_of(block, form, str(file), first)
 
     return lambda: _checked(lines(), name)
 
@@ -95,7 +102,7 @@ def bounded(texts: Iterable[str]) -> Iterator[str]:
 
 def check_size(vocab_size: int, special_tokens: Sequence[str] = ()) -> int:
     """Return `vocab_size` if the 256 bytes and the special tokens fit into it, else raise."""
-    check_int("vocab_size", vocab_size)
+    check_int("vocab_size", vocab_size, maximum=MOST_ENTRIES)
     least = len(ALPHABET) + len(special_tokens)
     if vocab_size < least:
         raise ValueError(f"vocab_size must be at least {least} (256 bytes and {len(special_tokens)} special), got {vocab_size}")
@@ -137,7 +144,7 @@ def train_bpe(
         TypeError, ValueError: see `text_source` and `check_size`.
     """
     check_size(vocab_size, special_tokens)
-    check_int("min_frequency", min_frequency, 0)
+    check_int("min_frequency", min_frequency, 0, MOST_COUNT)
     tokenizer = assemble({}, [], byte_level(regex), ())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import gzip
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -43,6 +46,11 @@ _KNOWN: dict[int, tuple[str, dict[str, int]]] = {  # by the number of ranks
     199998: ("o200k", {_END: 199999, "<|endofprompt|>": 200018}),
     248044: ("qwen3.5", {_END: 248044, "<|im_start|>": 248045, "<|im_end|>": 248046}),
 }
+_TEKKEN = (  # special tokens of files that do not list them
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
 
 
 def byte_symbols() -> list[str]:
@@ -50,10 +58,21 @@ def byte_symbols() -> list[str]:
     return [BYTE_TO_CHAR[byte] for byte in range(256)]
 
 
+def unpacked(path: str | Path) -> bytes:
+    """Bytes of a file, those that a gzip file holds; ValueError for a damaged one."""
+    data = Path(path).read_bytes()
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is a damaged gzip file ({error})") from error
+
+
 def read_ranks(path: str | Path) -> dict[bytes, int]:
-    """Ranks of a `.tiktoken` file; ValueError names the first line that is not `base64 rank`, or a rank given twice."""
+    """Ranks of a `.tiktoken` file, packed by gzip or not; ValueError names the first line that is not `base64 rank`."""
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    for number, line in enumerate(unpacked(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -104,6 +123,30 @@ def tokenizer_of_ranks(
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     return tokenizer
+
+
+def tokenizer_of_tekken(found: Mapping[str, Any], *, where: str = "tekken") -> Tokenizer:
+    """A `tokenizers.Tokenizer` with the ids of Mistral's `tekken.json`: the special tokens first, then the ranks behind them.
+
+    Raises ValueError when entries are missing, or numbered otherwise than that.
+    """
+    try:
+        config = found["config"]
+        count, size = int(config["default_num_special_tokens"]), int(config["default_vocab_size"])
+        entries = found["vocab"][: size - count]
+        ranks = {base64.b64decode(entry["token_bytes"], validate=True): int(entry["rank"]) + count for entry in entries}
+        named = found.get("special_tokens") or [{"rank": rank, "token_str": text} for rank, text in enumerate(_TEKKEN)]
+        special = {f"<SPECIAL_{rank}>": rank for rank in range(count)}
+        given = {int(entry["rank"]): str(entry["token_str"]) for entry in named}
+        special = {given.get(rank, text): rank for text, rank in special.items()}
+        pattern = str(config["pattern"])
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise ValueError(f"{where} is not a tekken.json of Mistral: {type(error).__name__} {error}") from error
+    if sorted(ranks.values()) != list(range(count, size)) or len(special) != count:
+        raise ValueError(
+            f"{where}: {len(ranks)} tokens and {len(special)} special ones do not fill the {size} ids, {count} special"
+        )
+    return tokenizer_of_ranks(ranks, pattern=pattern, special=special)
 
 
 def _cuts(token: bytes, ranks: Mapping[bytes, int]) -> list[int]:

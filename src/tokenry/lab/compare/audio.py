@@ -20,7 +20,8 @@ from tokenry.errors import AssetMissingError
 from tokenry.lab.compare.audio_codecs import DEFAULT, check_codec_name, named_codec
 from tokenry.lab.compare.engine import run
 from tokenry.lab.evidence.intervals import bootstrap_difference
-from tokenry.lab.sources.audio.recordings import DOMAINS, Clip, audio_corpus, folder_corpus, speech_corpus
+from tokenry.lab.sources.audio.folder import folder_corpus, unusable
+from tokenry.lab.sources.audio.recordings import DOMAINS, Clip, audio_corpus, speech_corpus
 
 LONGEST = 10.0  # seconds of a clip that are compared
 BATCH = 4
@@ -73,11 +74,12 @@ def compare_audio(settings: AudioSettings, out: Path, progress: Progress, *, fre
     from tokenry.lab.pages.audio import write_page, write_reference
 
     progress("loading", 0.0)
-    clips = {domain: load_clips(settings, domain) for domain in settings.domains}
+    excluded: dict[str, dict[str, str]] = {domain: {} for domain in settings.domains}
+    clips = {domain: load_clips(settings, domain, excluded[domain]) for domain in settings.domains}
     names = {domain: [clip.name for clip in found] for domain, found in clips.items()}
     examples = {d: write_reference(found[: settings.examples], out, d) for d, found in clips.items()}
     head = {
-        "settings": settings.to_dict(), "clips": names, "examples": examples,
+        "settings": settings.to_dict(), "clips": names, "examples": examples, "excluded": excluded,
         "data": str(settings.data) if settings.data else "test recordings of the audio corpora",
     }  # fmt: skip
     heard: dict[str, list[str]] = {}
@@ -101,15 +103,26 @@ def compare_audio(settings: AudioSettings, out: Path, progress: Progress, *, fre
         keys=("codec", "domain"), head=head, free=("codecs", "domains"), device=settings.device, progress=progress, fresh=fresh,
         valid=valid,
     )  # fmt: skip
-    write_page(result, out)
+    write_page(result, out, notes_of(result))
     return result
 
 
-def load_clips(settings: AudioSettings, domain: str) -> list[Clip]:
-    """Clips of one domain at the common rate, at most ten seconds each; half of the speech is English with known words."""
+def load_clips(settings: AudioSettings, domain: str, excluded: dict[str, str] | None = None) -> list[Clip]:
+    """Clips of one domain at the common rate, at most ten seconds each; half of the speech is English with known words.
+
+    What nothing can be measured on (silent, empty, damaged, shorter than 0.1 s) is left out, and entered in `excluded`,
+    name -> reason. Raises ValueError when nothing is left.
+    """
+    left_out: dict[str, str] = {} if excluded is None else excluded
     if settings.data is not None:
-        found = folder_corpus(settings.data, domain=domain, sample_rate=settings.rate, limit=settings.limit)
-    elif domain == "speech":
+        found = folder_corpus(
+            settings.data, domain=domain, sample_rate=settings.rate, limit=settings.limit, longest=LONGEST, excluded=left_out
+        )
+        if not found:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+            raise ValueError(f"--data: {settings.data} holds no sound that can be measured ({len(left_out)} files: {reasons})")
+        return found
+    if domain == "speech":
         half = math.ceil(settings.limit / 2)
         options: dict[str, Any] = {"sample_rate": settings.rate, "seconds": (1.5, LONGEST), "seed": settings.seed}
         found = [c for c in speech_corpus("test", sources=["prompts-en"], **options) if c.text][:half]
@@ -120,7 +133,9 @@ def load_clips(settings: AudioSettings, domain: str) -> list[Clip]:
         found = audio_corpus(domain, "test", sample_rate=settings.rate, limit=settings.limit)
     longest = int(LONGEST * settings.rate)
     # words of a clip that is cut are not known any more
-    return [c if len(c.wave) <= longest else _with_wave(c, c.wave[:longest], text="") for c in found]
+    found = [c if len(c.wave) <= longest else _with_wave(c, c.wave[:longest], text="") for c in found]
+    left_out.update({c.name: reason for c in found if (reason := unusable(c))})
+    return [c for c in found if c.name not in left_out]
 
 
 def _with_wave(clip: Clip, wave: Tensor, **changes: Any) -> Clip:
@@ -136,16 +151,18 @@ def measure(
     made, codes, seconds = reconstruct(codec, clips, settings)
     originals = [clip.wave for clip in clips]
     outcomes = {name: [] for name in MEASURES}
-    for reference, estimate in zip(originals, made, strict=True):
-        outcomes["si_snr"].append(float(si_snr(reference, estimate)))
-        outcomes["sdr"].append(float(sdr(reference, estimate)) if len(reference) >= 512 else None)
+    silent = [clip.name for clip, estimate in zip(clips, made, strict=True) if unusable(_with_wave(clip, estimate))]
+    for clip, estimate in zip(clips, made, strict=True):
+        reference, heard_of = clip.wave, clip.name not in silent  # a ratio to silence, -300 dB, would be all of the mean
+        outcomes["si_snr"].append(float(si_snr(reference, estimate)) if heard_of else None)
+        outcomes["sdr"].append(float(sdr(reference, estimate)) if heard_of and len(reference) >= 512 else None)
         outcomes["mel"].append(float(mel_distance(reference, estimate, settings.rate)))
         outcomes["stft"].append(float(multi_resolution_stft_distance(reference, estimate)))
     row: dict[str, Any] = {
         "clips": len(clips), "seconds": sum(c.seconds for c in clips), "bitrate": bitrate(codec),
         "sample_rate": codec.sample_rate, "frame_rate": float(codec.frame_rate), "books": codec.n_codebooks,
         "bits": codec.bits_per_frame, **use_of_codes(codec, codes), "time": seconds / sum(c.seconds for c in clips),
-        "wer": None, "d_wer": None,
+        "wer": None, "d_wer": None, "silent": silent,
     }  # fmt: skip
     if clips[0].domain == "speech":
         outcomes["stoi"] = [_stoi(r, e, settings.rate) for r, e in zip(originals, made, strict=True)]
@@ -242,3 +259,23 @@ def _mean(values: Sequence[float | None]) -> tuple[float | None, list[float] | N
         return None, None
     mean, low, high = bootstrap_difference([known], [[0.0] * len(known)])
     return mean, [low, high]
+
+
+def notes_of(result: dict[str, Any]) -> list[str]:
+    """What was left out of a comparison, counted and named, and what its rows say."""
+    notes = sorted({row["note"] for row in result["rows"] if "note" in row})
+    for domain, excluded in result["excluded"].items():
+        if excluded:
+            total = len(excluded) + len(result["clips"][domain])
+            notes.append(f"{domain}: {len(excluded)} of {total} clips left out: {_listed(excluded)}")
+    for row in result["rows"]:
+        if row.get("silent"):
+            named = _listed(dict.fromkeys(row["silent"], ""))
+            head = f"{row['codec']}, {row['domain']}: {len(row['silent'])} of {row['clips']} clips came back silent"
+            notes.append(f"{head} and are not in its SI-SNR and SDR: {named}")
+    return notes
+
+
+def _listed(reasons: dict[str, str], most: int = 20) -> str:
+    parts = [f"{name} ({reason})" if reason else name for name, reason in reasons.items()]
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")

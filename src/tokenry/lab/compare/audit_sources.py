@@ -13,6 +13,7 @@ from tokenry.hosts.text import load_tokenizer
 from tokenry.lab.sources.text import DOMAINS, PARALLEL, domain_corpus, parallel_corpus
 from tokenry.lab.sources.tokenizers import asset_of_tokenizer, load_real_tokenizer, real_tokenizers
 from tokenry.text.audit import LineFile
+from tokenry.text.reading import stem_of
 
 Say = Callable[[str], None]
 DEFAULT = ("django", "general", "code")
@@ -60,7 +61,9 @@ def _short(name: str) -> str:
     path = Path(name)
     if not path.exists():
         return name
-    return path.resolve().parent.name if path.name in {"tokenizer.json", "tokenizer.model"} else path.resolve().stem
+    return (
+        path.resolve().parent.name if path.name in {"tokenizer.json", "tokenizer.model", "tekken.json"} else path.resolve().stem
+    )
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
@@ -72,10 +75,17 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def find_corpora(
-    names: Sequence[str], *, languages: Sequence[str] | None, reference: str, domain_mb: float, say: Say
+    names: Sequence[str],
+    *,
+    languages: Sequence[str] | None,
+    reference: str,
+    domain_mb: float,
+    say: Say,
+    field: str | None = None,
 ) -> Corpora:
-    """Corpora by name, folder (one `LANGUAGE.txt` per language, aligned lines) or file (one domain, a text per line).
+    """Corpora by name, folder (a file per language such as `de.txt` or `de.jsonl.gz`, aligned lines) or file (one domain).
 
+    A text is a line, or what `field` (default "text") holds in a line of a .jsonl file; see `LineFile` for what is read.
     Without names: those that need no download beyond the small ones, as far as they are here. Domains that have a name are
     cut to about `domain_mb` million characters (0: not at all). Raises ValueError for unknown names and languages.
     """
@@ -84,9 +94,9 @@ def find_corpora(
     for name in names or DEFAULT:
         try:
             if Path(name).is_dir():
-                found[_free(Path(name).resolve().name, found)] = _folder(Path(name), wanted, reference)
+                found[_free(Path(name).resolve().name, found)] = _folder(Path(name), wanted, reference, field)
             elif Path(name).is_file():
-                found[_free(Path(name).stem, found)] = LineFile(name)
+                found[_free(stem_of(name) or Path(name).stem, found)] = LineFile(name, field=field)
             elif name in PARALLEL:
                 found[name] = parallel_corpus(name, languages=wanted).lines
             elif name in DOMAINS:
@@ -103,17 +113,23 @@ def find_corpora(
     return {name: content for name, content in found.items() if content}
 
 
-def _folder(folder: Path, wanted: Sequence[str] | None, reference: str) -> Mapping[str, LineFile]:
-    files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
+def _folder(folder: Path, wanted: Sequence[str] | None, reference: str, field: str | None) -> Mapping[str, LineFile]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        code = stem_of(path) if path.is_file() else ""
+        if code in files:
+            raise ValueError(f"the folder {folder} has two files for {code!r}: {files[code].name} and {path.name}")
+        if code:
+            files[code] = path
     if reference not in files:
         raise ValueError(
             f"the folder {folder} is no parallel corpus with the reference {reference!r}: it holds no {reference}.txt "
-            f"({', '.join(path.name for path in files.values()) or 'no .txt file'}); see --reference"
+            f"({', '.join(path.name for path in files.values()) or 'no .txt or .jsonl file, packed or not'}); see --reference"
         )
     absent = [code for code in wanted or () if code not in files]
     if absent:
         raise ValueError(f"--languages {','.join(absent)}: {folder} has {', '.join(files)}")
-    return {code: LineFile(files[code]) for code in wanted or files}
+    return {code: LineFile(files[code], field=field) for code in wanted or files}
 
 
 def _cut(texts: Sequence[str], millions: float) -> list[str]:

@@ -118,8 +118,8 @@ def _cell(row: dict[str, Any], key: str, heading: str, digits: int, unit: str, m
     return {"text": f"{row[key]:.{digits}f}", "title": title}
 
 
-def write_page(result: dict[str, Any], out: Path) -> Path:
-    """Write ``index.html`` beside the sound files; it asks for nothing outside its folder."""
+def write_page(result: dict[str, Any], out: Path, notes: Sequence[str] = ()) -> Path:
+    """Write ``index.html`` beside the sound files; it asks for nothing outside its folder. `notes` stand at its top."""
     domains = list(dict.fromkeys(row["domain"] for row in result["rows"]))
     tables = [{"domain": domain, "rows": [r for r in result["rows"] if r["domain"] == domain]} for domain in domains]
     for table in tables:
@@ -137,5 +137,5 @@ def write_page(result: dict[str, Any], out: Path) -> Path:
     }  # fmt: skip
     return render(
         "compare_audio.html.j2", out / "index.html", result=result, tables=tables, listen=listen,
-        figure=fidelity_figure(result), notes=sorted({row["note"] for row in result["rows"] if "note" in row}),
+        figure=fidelity_figure(result), notes=notes,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from tokenry.core.checks import check_choice, check_range
 from tokenry.errors import AssetMissingError
 from tokenry.lab.assets.folders import fetch
 from tokenry.lab.sources.text_gettext import has_words, po_messages
+from tokenry.lab.sources.text_help import HELP, help_blocks, help_locales
 from tokenry.lab.sources.text_html import html_blocks
 
 MESSAGES = 300  # common messages that the default set of locales keeps at least
@@ -79,7 +80,8 @@ def parallel_corpus(name: str, *, languages: Sequence[str] | None = None) -> Par
     are as many as have at least 300 messages in common (before repeated ones are dropped); country variants of a
     language that is there are left out. "debian-installer": paragraphs of the installation guide in 19 languages; pages
     whose blocks differ in kind or number between the languages are left out, and so are blocks that one of the
-    languages left in English.
+    languages left in English. "libreoffice-help": paragraphs and headings of an office program's help in 30 languages,
+    aligned by the names of the blocks; those that one of the languages left in English, and repeated ones, are left out.
     Raises ValueError for an unknown name or language, AssetMissingError when the text is not here.
     """
     check_choice("name", name, tuple(PARALLEL))
@@ -183,6 +185,27 @@ def _debian(languages: Sequence[str] | None) -> ParallelCorpus:
     return ParallelCorpus("debian-installer", tuple(chosen), lines, facts).select(languages or chosen)
 
 
+def _libreoffice(languages: Sequence[str] | None) -> ParallelCorpus:
+    fetch(HELP)  # with its parts
+    assets = {_code(locale): name for locale, name in help_locales().items()}
+    _known(languages or (), list(assets), HELP)
+    chosen = [*dict.fromkeys(["en", *(languages or assets)])]
+    found = {code: help_blocks(assets[code]) for code in chosen}
+    english = found["en"]
+    common = [key for key, text in english.items() if has_words(text) and all(key in found[code] for code in chosen)]
+    lines: dict[str, list[str]] = {code: [] for code in chosen}
+    seen: set[str] = set()
+    for key in common:
+        texts = [found[code][key] for code in chosen]
+        if english[key] in seen or any(_is_english(text, english[key]) for text in texts[1:]):
+            continue
+        seen.add(english[key])
+        for code, text in zip(chosen, texts, strict=True):
+            lines[code].append(text)
+    facts = {"blocks": len(common), "blocks left out (not translated or repeated)": len(common) - len(seen)}
+    return ParallelCorpus(HELP, tuple(chosen), lines, facts).select(languages or chosen)
+
+
 def _is_english(text: str, english: str) -> bool:
     words, known = re.findall(r"\w+", text.lower()), set(re.findall(r"\w+", english.lower()))
     return bool(words) and sum(word in known for word in words) >= UNTRANSLATED * len(words)
@@ -199,7 +222,11 @@ def _known(languages: Sequence[str], known: Sequence[str], name: str) -> None:
         raise ValueError(f"languages={absent} are not in corpus {name!r}; it has {', '.join(sorted(set(known)))}")
 
 
-PARALLEL: dict[str, Callable[[Sequence[str] | None], ParallelCorpus]] = {"django": _django, "debian-installer": _debian}
+PARALLEL: dict[str, Callable[[Sequence[str] | None], ParallelCorpus]] = {
+    "django": _django,
+    "debian-installer": _debian,
+    HELP: _libreoffice,
+}
 
 # --- domains -----------------------------------------------------------------------------------------------------
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import re
 from html.parser import HTMLParser
 
 _BLOCKS = frozenset({"p", "li", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "h6", "td", "th", "caption"})
 _VOID = frozenset({"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"})
 _LEFT_OUT = frozenset({"head", "pre", "script", "style"})
+_NAMED = re.compile(r'<(p|h[1-6])\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.DOTALL)  # blocks of that kind hold none
+_TAG = re.compile(r"<[^>]*>")
 _NAVIGATION = frozenset({"navheader", "navfooter", "toc"})
 
 
@@ -50,3 +54,12 @@ def html_blocks(page: str) -> list[tuple[str, str]]:
     parser.feed(page)
     parser.close()
     return [(tag, " ".join("".join(parts).split())) for tag, parts in parser.found]
+
+
+def named_blocks(page: str) -> dict[str, str]:
+    """Text of every paragraph and heading that has an id, by id (the first of an id counts), white space collapsed."""
+    blocks: dict[str, str] = {}
+    for _, name, content in _NAMED.findall(page):
+        if text := " ".join(html.unescape(_TAG.sub("", content)).split()):
+            blocks.setdefault(name, text)
+    return blocks

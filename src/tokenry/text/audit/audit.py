@@ -94,7 +94,7 @@ class TokenizerAudit:
                 count_locally(units, encoders, used, self.batch, report)
             counting = time.perf_counter() - counting
             self._check(units)
-            notes: list[str] = []
+            notes = _notes(units)
             words = {encoder.name: self._words(encoder, units, notes) for encoder in encoders}
             samples = self._samples(units, encoders)
             vocabularies = {e.name: audit_vocabulary(e, used[e.name]) for e in encoders} if self.vocabulary else {}
@@ -212,6 +212,8 @@ class TokenizerAudit:
             for encoder in encoders:
                 columns[f"tokens {encoder.name}", unit.language] = unit.tallies[encoder.name].tokens[:blocks]
         named = {str(number): column for number, column in enumerate(columns.values())}
+        if blocks < 2:
+            return dict.fromkeys(columns, np.full(self.resamples, np.nan))
         totals = bootstrap_totals(named, resamples=self.resamples, seed=self.seed)
         return {key: totals[:, number] for number, key in enumerate(columns)}
 
@@ -249,12 +251,22 @@ def _row(
     )  # fmt: skip
 
 
+def _notes(units: Sequence[Unit]) -> list[str]:
+    """How files were read where that is not plain, and which corpora have too few lines for an interval."""
+    notes = [unit.source.note for unit in units if isinstance(unit.source, LineFile) and unit.source.note]
+    single = list(dict.fromkeys(unit.corpus for unit in units if unit.text.lines == 1))
+    return notes + [f"corpus {corpus!r} has one line: nothing to resample, so there are no intervals" for corpus in single]
+
+
 def _quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full_like(above, np.nan, dtype=np.float64), where=below > 0)
 
 
 def _interval(above: np.ndarray, below: np.ndarray, confidence: float) -> tuple[float | None, float | None]:
-    """Percentile interval of a quotient of resampled totals; none where a resample leaves nothing to divide by."""
+    """Percentile interval of a quotient of resampled totals; none where a resample leaves nothing to divide by.
+
+    Nor is there one for a single line, of which every resample is the same (its draws are given as nan).
+    """
     ratio = _quotient(above, below)
     if not np.isfinite(ratio).all():
         return None, None

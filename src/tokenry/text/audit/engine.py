@@ -151,8 +151,8 @@ def _tasks(units: Sequence[Unit], size: int) -> Iterator[tuple[int, str, Chunk |
     for number, unit in enumerate(units):
         if isinstance(unit.source, LineFile):
             for span in unit.source.spans(size):
-                if span.first == 0 or unit._held < HEAD:
-                    unit.keep(span.read())
+                if isinstance(span, Chunk) or span.first == 0 or unit._held < HEAD:
+                    unit.keep(span.read() if isinstance(span, FileChunk) else span)
                 yield number, unit.where, span
         else:
             for chunk in chunks_of(unit.source, size):

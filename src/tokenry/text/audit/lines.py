@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+from tokenry.text.reading import TextFormat, blocks_of, format_of, texts_of
 
 
 @dataclass(frozen=True)
@@ -19,49 +20,64 @@ class Chunk:
 
 @dataclass(frozen=True)
 class FileChunk:
-    """Consecutive lines of a file that are read when they are needed: bytes [offset, offset + size)."""
+    """Consecutive lines of a plain file that are read when they are needed: bytes [offset, offset + size)."""
 
     path: str
     offset: int
     size: int
     first: int
+    form: TextFormat
 
     def read(self) -> Chunk:
         """The lines themselves; ValueError names the line and the byte that is not UTF-8."""
         with open(self.path, "rb") as stream:
             stream.seek(self.offset)
-            return decode_lines(stream.read(self.size), self.path, self.first)
+            return decode_lines(stream.read(self.size), self.path, self.first, self.form)
 
 
 class LineFile:
-    """Lines of a UTF-8 file, read in blocks: the memory is that of a block or of the longest line.
+    """Texts of a file, read in blocks: the memory is that of a block or of the longest line. Iterating again reads again.
 
-    Lines end at a line feed; a carriage return before it belongs to the line end. Iterating again reads again. Raises
-    FileNotFoundError when there is no such file, ValueError for bytes that are not UTF-8.
+    A text is a line, or what `field` (default "text") holds in each line of a .jsonl file. Files packed by gzip or Zstandard
+    and byte order marks (UTF-8, UTF-16, UTF-32) are found by their first bytes; `note` says so. Lines end at a line feed; a
+    carriage return before it belongs to the line end.
+
+    Raises FileNotFoundError when there is no such file; ValueError, with file and line, for bytes that are not of the
+    encoding, a damaged archive, or a line that is no JSON object with such a field; MissingDependencyError for Zstandard
+    without its package.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, field: str | None = None) -> None:
         self.path = str(path)
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{self.path!r} is not a file")
+        self.form = format_of(path, field)
+
+    @property
+    def note(self) -> str:
+        """What the file was taken for, "" for plain UTF-8."""
+        return "" if self.form == TextFormat("", "utf-8", 0, None) else f"{self.path} is read as {self.form}"
 
     def __iter__(self) -> Iterator[str]:
         for chunk in self.spans(1 << 20):
-            yield from chunk.read().lines
+            yield from (chunk.read() if isinstance(chunk, FileChunk) else chunk).lines
 
-    def spans(self, size: int) -> Iterator[FileChunk]:
-        """Places of blocks of whole lines, about `size` bytes each."""
-        offset = first = 0
+    def spans(self, size: int) -> Iterator[FileChunk | Chunk]:
+        """Blocks of whole lines, about `size` bytes each: their places in a plain file, else the lines themselves."""
+        if not self.form.plain:
+            for first, text in blocks_of(self.path, self.form, size):
+                yield Chunk(first, texts_of(text, self.form, self.path, first), self.path)
+            return
+        offset, first = self.form.mark, 0
         with open(self.path, "rb") as stream:
+            stream.seek(offset)
             while block := stream.read(size):
                 rest = b"" if block.endswith(b"\n") else stream.readline()
                 count = block.count(b"\n") + rest.count(b"\n") + (not (rest or block).endswith(b"\n"))
-                yield FileChunk(self.path, offset, len(block) + len(rest), first)
+                yield FileChunk(self.path, offset, len(block) + len(rest), first, self.form)
                 offset, first = offset + len(block) + len(rest), first + count
 
 
-def decode_lines(block: bytes, path: str, first: int) -> Chunk:
-    """Lines of a block of whole lines; ValueError names the line and the byte that is not UTF-8."""
+def decode_lines(block: bytes, path: str, first: int, form: TextFormat) -> Chunk:
+    """Texts of a block of whole lines; ValueError names the line and the byte that is not UTF-8."""
     try:
         text = block.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -69,19 +85,14 @@ def decode_lines(block: bytes, path: str, first: int) -> Chunk:
         column = error.start - (before.rfind(b"\n") + 1) + 1
         number = first + before.count(b"\n") + 1
         raise ValueError(f"{path}, line {number}: byte {block[error.start]:#04x} at column {column} is not UTF-8") from error
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    if "\r" in text:
-        lines = [line[:-1] if line.endswith("\r") else line for line in lines]
-    return Chunk(first, lines, path)
+    return Chunk(first, texts_of(text, form, path, first), path)
 
 
 def chunks_of(lines: Iterable[str] | LineFile, size: int) -> Iterator[Chunk]:
     """Chunks of about `size` bytes (files) or characters (anything else that gives lines)."""
     if isinstance(lines, LineFile):
         for span in lines.spans(size):
-            yield span.read()
+            yield span.read() if isinstance(span, FileChunk) else span
         return
     first, held, length = 0, [], 0
     for line in lines:

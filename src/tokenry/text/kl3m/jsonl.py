@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokenry.core.checks import check_range
+from tokenry.text.reading import blocks_of, format_of, texts_of
 
 
 def read_jsonl(paths: str | Path | Sequence[str | Path], *, field: str = "text", seed: int = 0) -> Callable[[], Iterator[str]]:
     """A function that reads the field of every kept line, the same lines at each call; trainers take it as `texts`.
 
     Args:
-        paths: files, each with an optional ``:rate`` in (0, 1]; ``.gz`` files are unpacked while reading.
+        paths: files, each with an optional ``:rate`` in (0, 1]; packed files and other encodings as in `tokenry.text.reading`.
         field: key of the text.
         seed: seed of the sampling.
 
@@ -51,15 +51,9 @@ def _split_rate(given: str) -> tuple[Path, float]:
 
 
 def _lines(path: Path, rate: float, field: str, draw: random.Random) -> Iterator[str]:
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
+    form = replace(format_of(path), field=None)
+    for first, block in blocks_of(str(path), form, 1 << 20):
+        for number, line in enumerate(block.split("\n"), first):
             if (rate < 1.0 and draw.random() >= rate) or not line.strip():
                 continue
-            try:
-                text = json.loads(line)[field]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path} line {number} must be a JSON object with {field!r}: {error}") from None
-            if not isinstance(text, str):
-                raise ValueError(f"{path} line {number}: {field!r} must be a string, got {type(text).__name__}")
-            yield text
+            yield from texts_of(line, replace(form, field=field), str(path), number)

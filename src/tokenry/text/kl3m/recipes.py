@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, processors, trainers
 from tokenry.core.checks import check_choice, check_int
 from tokenry.text.bpe import (
     ALPHABET,
+    MOST_COUNT,
     Texts,
     assemble,
     bounded,
@@ -103,10 +104,11 @@ def train_domain_tokenizer(
         mlm: put cls and sep around a text.
 
     Raises:
-        TypeError, ValueError: a bad argument, an empty or repeated custom token, or a size too small for bytes, special and
-            custom tokens.
+        TypeError, ValueError: a bad argument, an empty or repeated custom token, one that the normaliser changes ("①" under
+            nfkc), or a size too small for bytes, special and custom tokens.
     """
-    wanted = _checked_custom(custom_tokens(lowercase=lowercase) if custom is None else custom, lowercase)
+    given = custom_tokens(lowercase=lowercase) if custom is None else custom
+    wanted = _checked_custom(given, lowercase, normalization)
     check_size(vocab_size, SPECIAL_TOKENS)
     least = len(ALPHABET) + len(SPECIAL_TOKENS) + len(wanted)
     if vocab_size < least + (len(SPECIAL_TOKENS) if released else 0):
@@ -132,7 +134,8 @@ def _falls_apart(tokenizer: Tokenizer, token: str) -> bool:
     return len(tokenizer.encode(token, add_special_tokens=False).ids) != 1
 
 
-def _checked_custom(custom: Sequence[str], lowercase: bool) -> list[str]:
+def _checked_custom(custom: Sequence[str], lowercase: bool, normalization: str | None) -> list[str]:
+    normalizer = _normalizer(normalization, lowercase)
     if isinstance(custom, (str, bytes)):
         raise TypeError("custom must be a collection of strings, got one string")
     seen: set[str] = set()
@@ -145,6 +148,11 @@ def _checked_custom(custom: Sequence[str], lowercase: bool) -> list[str]:
             raise ValueError(f"custom[{index}] must occur once and be no special token, got {token!r} again")
         if lowercase and token != token.lower():
             raise ValueError(f"custom[{index}] must be in lower case to match lower-cased text, got {token!r}")
+        if (changed := normalizer.normalize_str(token)) != token:  # it would match wherever the changed one stands
+            raise ValueError(
+                f"custom[{index}] must be as {normalization=} leaves it, to match that text alone, "
+                f"got {token!r}, which becomes {changed!r}"
+            )
         seen.add(token)
     return list(custom)
 
@@ -158,7 +166,7 @@ def _train(
     lowercase: bool,
     **options: Any,
 ) -> Tokenizer:
-    check_int("min_frequency", min_frequency, 0)
+    check_int("min_frequency", min_frequency, 0, MOST_COUNT)
     tokenizer = assemble({}, [], byte_level(), ())
     tokenizer.normalizer = _normalizer(normalization, lowercase)  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(

@@ -51,7 +51,8 @@ from tokenry.text.premium.predictors import (
 )
 from tokenry.text.premium.regression import Regression, regress, regress_each
 from tokenry.text.premium.superword import STAGE2_REGEX, extend_superword, train_superword
-from tokenry.text.premium.vocabularies import SizeCurve, Validation, measure_sizes, validate_vocabularies
+from tokenry.text.premium.unigram import train_superword_unigram
+from tokenry.text.premium.vocabularies import SizeCurve, Validation, even_vocabularies, measure_sizes, validate_vocabularies
 
 __all__ = [
     "PAPER_TARGETS",
@@ -75,6 +76,7 @@ __all__ = [
     "corpus_counts",
     "data_similarity",
     "dispersion",
+    "even_vocabularies",
     "extend_superword",
     "f_test",
     "fit_power_law",
@@ -93,6 +95,7 @@ __all__ = [
     "token_premium",
     "train_bpe",
     "train_superword",
+    "train_superword_unigram",
     "truncate",
     "unique_characters",
     "validate_vocabularies",
@@ -102,4 +105,4 @@ __all__ = [
 def contract_instances() -> dict[str, Tokenizer]:
     """What the contract of tokenizers is checked on: trained on a few lines, the last tenth of the merges over spaces."""
     lines = [f"the price of the {word} is {len(word)} in the town" for word in ("salt", "cotton", "corn", "timber")] * 4
-    return {"superword": train_superword(lines, 340)}
+    return {"superword": train_superword(lines, 340), "unigram": train_superword_unigram(lines, 340)}

@@ -23,6 +23,8 @@ from tokenry.hosts.text.layout import read_layout
 from tokenry.text.bpe import (
     CUT,
     LONGEST,
+    MOST_COUNT,
+    MOST_ENTRIES,
     Source,
     Texts,
     bpe_parts,
@@ -109,10 +111,10 @@ def extend_superword(
         ValueError: `vocab_size` is below the size of `base`, or `base` has more entries than there are characters for.
     """
     vocab, merges = bpe_parts(base)
-    check_int("vocab_size", vocab_size, len(vocab))
+    check_int("vocab_size", vocab_size, len(vocab), MOST_ENTRIES)
     if max_words is not None:
         check_int("max_words", max_words, 1)
-    check_int("min_frequency", min_frequency, 0)
+    check_int("min_frequency", min_frequency, 0, MOST_COUNT)
     _check_byte_level(base)
     if vocab_size > len(vocab):
         pieces = count_pieces(_read_by(base, text_source(texts)), stage2_regex)

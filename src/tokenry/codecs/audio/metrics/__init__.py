@@ -12,6 +12,7 @@ silent counts as perfect. Ratios and resampling are differentiable.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ def _scale_invariant(s: Tensor, e: Tensor) -> Tensor:
 def pesq(reference: Tensor, estimate: Tensor, sample_rate: int, lengths: Tensor | None = None) -> Tensor:
     """PESQ (ITU-T P.862, P.862.2), about 1 to 4.6, by the optional package `pesq`; narrow band at 8 kHz, wide band at 16 kHz.
 
-    A clip in which it finds no utterance gives nan, with a warning. Raises MissingDependencyError without the package.
+    A silent clip or estimate, and a clip in which it finds no utterance, give nan; a warning counts and names the items.
+    Raises MissingDependencyError without the package.
     """
     check_choice("sample_rate", sample_rate, (8000, 16000))
     pair = check_pair(reference, estimate, lengths, minimum=sample_rate // 4)
@@ -69,11 +71,15 @@ def pesq(reference: Tensor, estimate: Tensor, sample_rate: int, lengths: Tensor 
     except ImportError as error:
         raise MissingDependencyError("PESQ is computed by the package pesq; run: pip install pesq") from error
     mode: Any = "wb" if sample_rate == 16000 else "nb"
-    values = []
-    for s, e, n in zip(pair.reference.detach().cpu(), pair.estimate.detach().cpu(), pair.lengths.tolist(), strict=True):
-        try:
-            values.append(float(library.pesq(sample_rate, s[:n].numpy(), e[:n].numpy(), mode)))
-        except library.NoUtterancesError:
-            warnings.warn("PESQ finds no utterance in a clip; its value is nan", stacklevel=2)
-            values.append(float("nan"))
-    return pair.result(torch.tensor(values, dtype=torch.float64, device=reference.device))
+    values = torch.full((len(pair.lengths),), torch.nan, dtype=torch.float64)
+    silent = (pair.reference == 0).all(-1) | (pair.estimate == 0).all(-1)  # the package fails there
+    for item in (~silent).nonzero()[:, 0].tolist():
+        s, e = (x[item, : int(pair.lengths[item])].detach().cpu().numpy() for x in (pair.reference, pair.estimate))
+        with suppress(library.NoUtterancesError):
+            values[item] = float(library.pesq(sample_rate, s, e, mode))
+    if without := values.isnan().nonzero()[:, 0].tolist():
+        listed = ", ".join(map(str, without[:10])) + (" ..." if len(without) > 10 else "")
+        warnings.warn(
+            f"PESQ is nan for {len(without)} of {len(values)} clips (silence, or no utterance): items {listed}", stacklevel=2
+        )
+    return pair.result(values.to(reference.device))

@@ -24,7 +24,7 @@ from tokenry.codecs.audio.metrics import resample
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.lab.assets.folders import fetch
 from tokenry.lab.sources.audio.espeak import PAUSE, Phone, Utterance, espeak_all
-from tokenry.lab.sources.audio.speech import SUFFIXES, audio_length, read_audio
+from tokenry.lab.sources.audio.speech import audio_length, read_audio
 
 Split = Literal["train", "test", "all"]
 DOMAINS = ("speech", "music", "sound")
@@ -150,26 +150,6 @@ def audio_corpus(domain: str, split: Split = "test", *, sample_rate: int | None 
     check_choice("domain", domain, DOMAINS)
     make = {"speech": speech_corpus, "music": music_corpus, "sound": sound_corpus}[domain]
     return make(split, sample_rate=sample_rate, limit=limit)
-
-
-def folder_corpus(
-    folder: str | Path, *, domain: str = "", sample_rate: int | None = None, limit: int | None = None
-) -> list[Clip]:
-    """Sound files of a folder, in the order of their names; the words of NAME.wav may stand in NAME.txt beside it."""
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder of sound files")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"{root} holds no sound file ({', '.join(SUFFIXES)})")
-    clips = []
-    for path in files[:limit]:
-        wave, rate = read_audio(path)
-        words = path.with_suffix(".txt")
-        text = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
-        name = path.relative_to(root).with_suffix("").as_posix()
-        clips.append(Clip(wave, rate, name, domain or "folder", text=text).at_rate(sample_rate))
-    return clips
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from tokenry.lab.assets.folders import fetch
 from tokenry.lab.sources.audio.speaker_encoder import SpeakerEncoder
 from tokenry.lab.sources.raw_weights import load_raw_weights
 
+RATES = (1000, 1_000_000)  # Hz; another rate in a header is taken for damage
+_BLOCK = 1 << 20  # samples read at once: a header may announce more than there is
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff")
 
 
@@ -53,18 +55,40 @@ def speaker_encoder(device: str | torch.device = "cpu", *, offline: bool | None 
 def audio_length(path: str | Path) -> tuple[int, int]:
     """Samples per channel and sample rate of a sound file, without reading it; errors as of `read_audio`."""
     info = _soundfile(path, lambda library: library.info(path))
-    return int(info.frames), int(info.samplerate)
+    return int(info.frames), _checked_rate(path, info.samplerate)
 
 
 def read_audio(path: str | Path, start: int = 0, samples: int = -1) -> tuple[Tensor, int]:
     """A sound file, or a part of it, as mono float32 [T] in -1..1 and its sample rate; channels are averaged.
 
-    Raises FileNotFoundError, MissingDependencyError (no soundfile) or ValueError (not a sound file, or nothing in it).
+    It takes the memory of what the file holds, not of what its header announces. Raises FileNotFoundError,
+    MissingDependencyError (no soundfile) or ValueError (not a sound file, nothing in it, or a rate outside `RATES`).
     """
-    found, rate = _soundfile(path, lambda library: library.read(path, samples, start, dtype="float32", always_2d=True))
-    if not len(found):
+
+    def read(library: Any) -> tuple[list[Tensor], int]:
+        with library.SoundFile(path) as file:
+            rate = _checked_rate(path, file.samplerate)
+            file.seek(min(start, file.frames))
+            found: list[Tensor] = []
+            size = _BLOCK // file.channels + 1
+            while samples < 0 or sum(map(len, found)) < samples:
+                wanted = size if samples < 0 else min(size, samples - sum(map(len, found)))
+                block = file.read(wanted, dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                found.append(torch.from_numpy(block).mean(1))
+            return found, rate
+
+    found, rate = _soundfile(path, read)
+    if not found:
         raise ValueError(f"{path} holds no samples")
-    return torch.from_numpy(found).mean(1), int(rate)
+    return torch.cat(found), rate
+
+
+def _checked_rate(path: str | Path, rate: int) -> int:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"{path} announces a sample rate of {rate} Hz, outside {RATES[0]} to {RATES[1]}; it is damaged")
+    return int(rate)
 
 
 def _soundfile(path: str | Path, call: Callable[[Any], Any]) -> Any:
