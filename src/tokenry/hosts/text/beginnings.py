@@ -21,6 +21,8 @@ from tokenry.hosts.text.classes import completions, is_prefix, legal_count, may_
 from tokenry.hosts.text.merges import MergeTable
 from tokenry.hosts.text.pieces import PieceTable
 
+# Ethiopic, Vai, Deseret, Cherokee, Coptic; Braille, hexagrams, Mahjong tiles, ideographic descriptions
+_RARE = ("\u1200\ua500\U00010400\u13a0\u2c80", "\u2801\u4dc0\U0001f000\u2ff0")
 _OVER_SPACE = re.compile(rb".(?= )", re.DOTALL)
 
 
@@ -74,7 +76,20 @@ class Canonical(ABC):
         return settled.start
 
     def _futures(self, tail: str, partial: bytes) -> Sequence[str]:
-        return completions(partial) if partial else open_futures(tail) if self.vocabulary.looks_ahead else ("",)
+        return completions(partial) if partial else self._open_futures(tail)
+
+    def _open_futures(self, text: str) -> Sequence[str]:
+        return (*open_futures(text), *self._lonely) if self.vocabulary.looks_ahead else ("",)
+
+    @cached_property
+    def _lonely(self) -> tuple[str, ...]:
+        """A rare letter and a rare symbol that no merge joins to a space before them, where there are such."""
+        found = []
+        for kind in _RARE:
+            encoded = ((char, self.vocabulary.encode_text(" " + char)) for char in kind)
+            alone = (char for char, ids in encoded if ids and self.vocabulary.pieces[ids[0]] == b" ")
+            found += [char for char in (next(alone, ""),) if char]
+        return tuple(found)
 
     def _raw_tips(self, tail: str, partial: bytes, found: dict[tuple[int, ...], None]) -> None:
         """Add beginnings that end inside a character, which no text shows; none for most algorithms."""
@@ -123,7 +138,7 @@ class Canonical(ABC):
             return False
         text, partial = split_partial(data + piece)
         # One character per class would not do here: the vocabulary may have merged just that one.
-        after = open_futures(text) if self.vocabulary.looks_ahead else ("",)
+        after = self._open_futures(text)
         futures = (*completions(partial, 64), *(c + f for c in completions(partial) for f in after)) if partial else after
         return any(self.vocabulary.encode_text(text + future)[: len(whole)] == whole for future in futures)
 
