@@ -29,7 +29,7 @@ MARKED = {"utf-8-sig": "UTF-8", "utf-16": "UTF-16-LE", "utf-32": "UTF-32-LE"}
 def packed(data, packing):
     if packing == "zst":
         return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
-    return gzip.compress(data) if packing else data
+    return gzip.compress(data, mtime=0) if packing else data
 
 
 @pytest.mark.parametrize("packing", ["", "gz", "zst"])
@@ -83,7 +83,7 @@ def test_blocks_of_any_size(tmp_path_factory, lines, size):
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n', r"a\.jsonl, line 2: must be a JSON object with 'text': no 'text'"),
         ("a.jsonl", b'{"text": "x"}\n[1\n', r"a\.jsonl, line 2: must be a JSON object"),
         ("a.txt", b"ok\nb\xffc\n", r"a\.txt, line 2: byte 0xff( at column 2)? is not UTF-8"),
-        ("a.txt.gz", gzip.compress(b"ok\nok\nb\xffc\n"), r"a\.txt\.gz, line 3: byte 0xff is not UTF-8"),
+        ("a.txt.gz", gzip.compress(b"ok\nok\nb\xffc\n", mtime=0), r"a\.txt\.gz, line 3: byte 0xff is not UTF-8"),
         ("a.txt", "ok\nno".encode("utf-16") + b"\x00", r"a\.txt, line 2: byte 0x00 is not UTF-16-LE"),
         ("a.txt", "plain text".encode("utf-16-le"), r"a\.txt: every other byte is 0"),
         ("a.txt.gz", gzip.compress(bytes(range(32, 127)) * 99)[:60], r"a\.txt\.gz, after line 0: damaged gzip archive"),
@@ -126,7 +126,7 @@ def test_sampling_reads_the_same_files(tmp_path):
     assert list(read_jsonl(path, field="t")()) == LINES
     kept = list(read_jsonl(f"{path}:0.5", field="t", seed=3)())
     assert 0 < len(kept) < len(LINES)
-    path.write_bytes(gzip.compress(b'{"t": "x"}\n\n{"t": 3}\n'))
+    path.write_bytes(gzip.compress(b'{"t": "x"}\n\n{"t": 3}\n', mtime=0))
     with pytest.raises(ValueError, match=r"x\.jsonl\.gz, line 3: 't' must be a string, got int"):
         list(read_jsonl(path, field="t")())
 
@@ -149,7 +149,7 @@ def test_the_command_reads_folders_of_any_of_these(tmp_path, capsys):
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "en.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
-    (folder / "de.jsonl.gz").write_bytes(gzip.compress(b'{"body": "eins"}\n{"body": "zwei"}\n'))
+    (folder / "de.jsonl.gz").write_bytes(gzip.compress(b'{"body": "eins"}\n{"body": "zwei"}\n', mtime=0))
     (folder / "notes.md").write_text("not a language")
     byte_level().save(str(tmp_path / "tokenizer.json"))
     command = ["audit", str(tmp_path / "tokenizer.json"), "--corpus", str(folder), "--field", "body", "--format", "csv"]
