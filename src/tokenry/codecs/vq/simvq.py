@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.base import Choice, Quantizer, spread
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import nearest_codes
-from tokenry.core.codebooks.estimators import pull_together, rotation_trick, straight_through
+from tokenry.core.codebooks.estimators import chosen_rows, rotation_trick
 from tokenry.core.seeding import seeded_linear
 
 
@@ -65,9 +65,9 @@ class SimVQ(Quantizer):
         real = z if keep is None else z[keep]
         book = self.effective_codebook()
         indices = nearest_codes(real, book)
-        rows = F.embedding(indices, book)
-        codes = rotation_trick(real, rows) if self.estimator == "rotation" else straight_through(real, rows)
-        loss = pull_together(real, rows, self.commitment, 1.0)
+        codes, loss = chosen_rows(real, book, indices, self.commitment, 1.0)
+        if self.estimator == "rotation":
+            codes = rotation_trick(real, codes.detach())
         return Choice(spread(codes, keep), spread(indices, keep, -1), loss)
 
     def _encode(self, z: Tensor) -> Tensor:
