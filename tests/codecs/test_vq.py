@@ -18,6 +18,7 @@ from tokenry.core.codebooks import codebooks
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, squared_distances
 from tokenry.core.codebooks.estimators import (
     annealed_temperature,
+    chosen_rows,
     gumbel_softmax,
     index_backprop,
     pull_together,
@@ -172,7 +173,14 @@ def test_nodes_of_ones_own_have_the_gradients_of_their_formulas():
     smooth = torch.tanh(z + shift) * half + lift
     assert torch.equal(rounded, smooth.round())
     assert torch.equal(found, rounded / unit)
+    book, indices = randn(3, 4, seed=2).double().requires_grad_(), torch.tensor([2, 0, 0, 1, 2, 0])
+    rows = book[indices]
+    codes, loss = chosen_rows(z, book, indices, 0.3, 1.7)
+    torch.testing.assert_close(codes, rows)
+    pull = 0.3 * F.mse_loss(z, rows.detach()) + 1.7 * F.mse_loss(z.detach(), rows)
+    torch.testing.assert_close(*(torch.autograd.grad(y, book, retain_graph=True)[0] for y in (loss, pull)))
     pairs = [
+        (codes.sum() * loss, (rows.detach() + z - z.detach()).sum() * pull),
         (found, (smooth + (rounded - smooth).detach()) / unit),
         (pull_together(z, q, 0.3, 1.7), 0.3 * F.mse_loss(z, q.detach()) + 1.7 * F.mse_loss(z.detach(), q)),
         (straight_through(z, q), q.detach() + z - z.detach()),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from tests.text.test_byteprobs import fast, letter_lm, log_prob, text_lm
 from tests.text.tokenizers import LAYOUTS, TEXT, llama, make

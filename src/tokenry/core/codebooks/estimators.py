@@ -62,6 +62,45 @@ def pull_together(z: Tensor, q: Tensor, to_z: float, to_q: float) -> Tensor:
     return _Pull.apply(z, q, to_z, to_q)  # type: ignore[return-value]
 
 
+class _Chosen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, codebook: Tensor, indices: Tensor, to_z: float, to_q: float) -> tuple[Tensor, Tensor]:
+        rows = F.embedding(indices, codebook)
+        gap = rows - z
+        flat = gap.flatten()
+        ctx.save_for_backward(z, codebook, indices, gap)
+        ctx.weights = to_z, to_q
+        return rows, torch.dot(flat, flat) * ((to_z + to_q) / z.numel())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        z, codebook, indices, gap = ctx.saved_tensors
+        (to_z, to_q), scale = ctx.weights, grads[1] * (2 / z.numel())
+        if torch.is_grad_enabled():  # a second derivative is wanted: each term moves one side alone
+            rows = F.embedding(indices, codebook)
+            to_rows = (rows - z.detach()) * (to_q * scale)
+            moved = torch.zeros_like(codebook).index_add(0, indices, to_rows)
+            return grads[0] + (z - rows.detach()) * (to_z * scale), moved, None, None, None
+        wants_z, wants_book = ctx.needs_input_grad[:2]
+        moved = torch.ops.aten.embedding_dense_backward(gap, indices, len(codebook), -1, False) if wants_book else None
+        return (
+            torch.addcmul(grads[0], gap, -to_z * scale) if wants_z else None,
+            None if moved is None else moved.mul_(to_q * scale),
+            *[None] * 3,
+        )
+
+
+def chosen_rows(z: Tensor, codebook: Tensor, indices: Tensor, to_z: float, to_q: float) -> tuple[Tensor, Tensor]:
+    """Rows q of `codebook` [K, D] at `indices` [N], straight through to z [N, D]; to_z mse(z, sg q) + to_q mse(sg z, q).
+
+    One node with one difference: as nodes of their own the parts move the same numbers through memory several times.
+    """
+    if torch.compiler.is_compiling():
+        rows = F.embedding(indices, codebook)
+        return straight_through(z, rows), pull_together(z, rows, to_z, to_q)
+    return _Chosen.apply(z, codebook, indices, to_z, to_q)  # type: ignore[return-value]
+
+
 class _RoundedTanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, shift: Tensor, half: Tensor, lift: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
