@@ -14,12 +14,8 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.base import Choice, Quantizer, spread
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import nearest_codes
-<<<<<<< HEAD
-from tokenry.core.codebooks.estimators import rotation_trick, straight_through
-from tokenry.core.codebooks.terms import pulls
-=======
 from tokenry.core.codebooks.estimators import chosen_rows, rotation_trick
->>>>>>> work-q
+from tokenry.core.codebooks.terms import pull_terms
 from tokenry.core.seeding import seeded_linear
 
 
@@ -70,17 +66,10 @@ class SimVQ(Quantizer):
         real = z if keep is None else z[keep]
         book = self.effective_codebook()
         indices = nearest_codes(real, book)
-<<<<<<< HEAD
-        rows = F.embedding(indices, book)
-        codes = rotation_trick(real, rows) if self.estimator == "rotation" else straight_through(real, rows)
-        loss, terms = pulls(real, rows, self.commitment)
-        return Choice(spread(codes, keep), spread(indices, keep, -1), loss, terms=terms)
-=======
         codes, loss = chosen_rows(real, book, indices, self.commitment, 1.0)
         if self.estimator == "rotation":
             codes = rotation_trick(real, codes.detach())
-        return Choice(spread(codes, keep), spread(indices, keep, -1), loss)
->>>>>>> work-q
+        return Choice(spread(codes, keep), spread(indices, keep, -1), loss, terms=pull_terms(loss, self.commitment))
 
     def _encode(self, z: Tensor) -> Tensor:
         return nearest_codes(z, self.effective_codebook())

@@ -36,11 +36,16 @@ def joined(parts: Iterable[Terms | None], shares: Iterable[float] | None = None)
 def pulls(z: Tensor, q: Tensor, commitment: float, codebook: float = 1.0) -> tuple[Tensor, Terms]:
     """Commitment mse(z, sg q) + codebook mse(sg z, q), and both by name, without their graphs."""
     loss = pull_together(z, q, commitment, codebook)
+    return loss, pull_terms(loss, commitment, codebook)
+
+
+def pull_terms(loss: Tensor, commitment: float, codebook: float = 1.0) -> Terms:
+    """The two terms of such a loss by name, without their graphs: they have one value, each its weight."""
     value = loss.detach()
     if not codebook:
-        return loss, {"commitment": value}
+        return {"commitment": value}
     whole = commitment + codebook
-    return loss, {"commitment": value * (commitment / whole), "codebook": value * (codebook / whole)}
+    return {"commitment": value * (commitment / whole), "codebook": value * (codebook / whole)}
 
 
 def nothing(like: Tensor) -> tuple[Tensor, Terms]:
