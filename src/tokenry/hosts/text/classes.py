@@ -67,17 +67,18 @@ def _is_letter_class(name: str) -> bool:
     return name in ("A", "a") or (len(name) > 1 and name[0] in "LM")
 
 
-def _begins_contraction(text: str) -> bool:
+def begins_contraction(text: str) -> bool:
+    """Whether `text` ends in an apostrophe and the first of the two letters of a contraction."""
     return text[-2:-1] in ("'", "\u2019") and text[-1:] in "lrvLRV"
 
 
 def open_futures(text: str) -> tuple[str, ...]:
     """What may follow the text so far, which may end inside a contraction."""
-    return (*FUTURES, "l", "e") if _begins_contraction(text) else FUTURES
+    return (*FUTURES, "l", "e") if begins_contraction(text) else FUTURES
 
 
-def futures_of(text: str) -> tuple[str, ...]:
-    """What may follow `text`, as far as it can change where `text` is cut."""
+def futures_of(text: str, *, inside: bool = False) -> tuple[str, ...]:
+    """What may follow `text`, as far as it can change where `text` is cut; `inside`: also the rest of a contraction."""
     if not text:
         return FUTURES
     last = text[-1]
@@ -85,7 +86,7 @@ def futures_of(text: str) -> tuple[str, ...]:
         return _AFTER["space"]
     if unicodedata.category(last)[0] == "N":
         return _AFTER["digit"]
-    if _begins_contraction(text):
+    if inside and begins_contraction(text):
         return ("", "l", "e")
     return _AFTER["letter" if last.isalpha() else "quote" if last in "'\u2019" else "other"]
 

@@ -12,7 +12,16 @@ import numpy as np
 
 from tokenry.hosts.text.added import Settled
 from tokenry.hosts.text.beginnings import PairwiseBPE, last_character
-from tokenry.hosts.text.classes import char_class, completions, compress, futures_of, is_prefix, open_futures, split_partial
+from tokenry.hosts.text.classes import (
+    begins_contraction,
+    char_class,
+    completions,
+    compress,
+    futures_of,
+    is_prefix,
+    open_futures,
+    split_partial,
+)
 from tokenry.hosts.text.merges import MergeTable
 from tokenry.hosts.text.pieces import PieceTable
 
@@ -33,7 +42,7 @@ class RegexBPE(PairwiseBPE):
         super().__init__(vocabulary, table)
         self._tables: OrderedDict[Hashable, dict[Way, np.ndarray]] = OrderedDict()
         self._merged: dict[str, list[int]] = {}
-        self._patterns: list[tuple[tuple[str, ...], bool]] = []
+        self._patterns: list[tuple[tuple[str, ...], bool, bool]] = []
         self._pattern = np.full(vocabulary.size, -1, dtype=np.int64)
         self._whole = vocabulary.whole_tokens
         self._usable = table.producible.copy()
@@ -53,20 +62,28 @@ class RegexBPE(PairwiseBPE):
         self.level = level
         known: dict[Hashable, int] = {}
         self._patterns = []
-        inside = set(self.vocabulary.starts_inside)
+        broken = set(self.vocabulary.starts_inside)
         for token in np.flatnonzero(self._usable).tolist():
             piece = self.vocabulary.pieces[token] or b"\xff"
-            if token in inside or not is_prefix(piece):
+            if token in broken or not is_prefix(piece):
                 continue
             text, partial = split_partial(piece)
             short, key, _ = self._short(text, start_of_token=True)
             ends = completions(partial)
             whole = token in self._whole
-            shape = (key, tuple(map(char_class, ends)) if partial else None, whole)
+            inside = self._goes_on(token, text)
+            shape = (key, tuple(map(char_class, ends)) if partial else None, whole, inside)
             number = known.setdefault(shape, len(known))
             if number == len(self._patterns):
-                self._patterns.append((tuple(short + last for last in ends), whole))
+                self._patterns.append((tuple(short + last for last in ends), whole, inside))
             self._pattern[token] = number
+
+    def _goes_on(self, token: int, text: str) -> bool:
+        """Whether the token can be the beginning of a contraction whose last letter is a token of its own."""
+        if not begins_contraction(text):
+            return False
+        last = self.vocabulary.trie.with_bytes(b"l" if text[-1] in "lL" else b"e")
+        return any(self.table.pair(token, letter) for letter in last)
 
     def _classes_suffice(self) -> bool:
         """Compare patterns with the tokens themselves on a seeded sample; any difference means they do not."""
@@ -81,21 +98,21 @@ class RegexBPE(PairwiseBPE):
             text, partial = split_partial(piece)
             short, _, kept = self._short(tail)
             spread = [*kept, len(tail)]
-            variants, whole = self._patterns[self._pattern[token]]
-            real = self._ask(tail, tuple(text + last for last in completions(partial)), whole)
-            asked = self._ask(short, variants, whole)
+            variants, whole, inside = self._patterns[self._pattern[token]]
+            real = self._ask(tail, tuple(text + last for last in completions(partial)), whole, inside)
+            asked = self._ask(short, variants, whole, inside)
             if real != {(tuple(spread[b] for b in cuts), at) for cuts, at in asked}:
                 return False
         return True
 
-    def _ask(self, tail: str, variants: Sequence[str], whole: bool = False) -> set[Way]:
+    def _ask(self, tail: str, variants: Sequence[str], whole: bool = False, inside: bool = False) -> set[Way]:
         """Ways to cut: (cuts inside `tail`, cut at its end) of every future in which the token itself is not cut.
 
-        `whole`: only futures in which the token is a piece of its own.
+        `whole`: only futures in which the token is a piece of its own. `inside`: also those that complete a contraction.
         """
         found = set()
         for text in variants:
-            wholes = [tail + text + future for future in futures_of(text)]
+            wholes = [tail + text + future for future in futures_of(text, inside=inside)]
             for entire, cuts in zip(wholes, self.vocabulary.cuts_of(wholes), strict=True):
                 low = bisect_left(cuts, len(tail))
                 at = not tail or (low < len(cuts) and cuts[low] == len(tail))
@@ -126,8 +143,8 @@ class RegexBPE(PairwiseBPE):
     def _table(self, short: str, key: Hashable) -> dict[Way, np.ndarray]:
         if key not in self._tables:
             table: dict[Way, np.ndarray] = {}
-            for number, (variants, whole) in enumerate(self._patterns):
-                for way in self._ask(short, variants, whole):
+            for number, (variants, whole, inside) in enumerate(self._patterns):
+                for way in self._ask(short, variants, whole, inside):
                     # One entry more than patterns: tokens without a pattern have number -1.
                     table.setdefault(way, np.zeros(len(self._patterns) + 1, dtype=bool))[number] = True
             self._tables[key] = table
