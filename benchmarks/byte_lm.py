@@ -63,7 +63,7 @@ class Stopwatch:
 def decode_bytes(lm: ByteLM, prompt: bytes, size: int, watch: Stopwatch, temperature: float) -> dict[str, float]:
     state, generator = lm.start(prompt), torch.Generator().manual_seed(0)
     state.next_probs()
-    before, runs, start = watch.total, watch.calls, time.perf_counter()
+    before, runs, start, work = watch.total, watch.calls, time.perf_counter(), time.process_time()
     made = 0
     while made < size:
         (symbol,) = drive([state.choose(temperature=temperature, generator=generator)])
@@ -71,10 +71,11 @@ def decode_bytes(lm: ByteLM, prompt: bytes, size: int, watch: Stopwatch, tempera
             break
         state.advance(symbol)
         made += 1
-    spent = time.perf_counter() - start
+    spent, work = time.perf_counter() - start, time.process_time() - work
     tokens = len(lm.vocabulary.encode(state.text)) - len(lm.vocabulary.encode(prompt))
     return {
         "bytes_per_s": made / spent,
+        "bytes_per_cpu_s": made / work,
         "outside_model": 1 - (watch.total - before) / spent,
         "runs_per_token": (watch.calls - runs) / tokens,
     }
@@ -84,15 +85,15 @@ def decode_tokens(model: Any, lm: ByteLM, prompt: bytes, size: int) -> dict[str,
     ids = torch.tensor([[lm.begin_id, *lm.vocabulary.encode(prompt)]], device=model.device)
     options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     mask = torch.ones_like(ids)
-    start = time.perf_counter()
+    start, work = time.perf_counter(), time.process_time()
     model.generate(ids, attention_mask=mask, max_new_tokens=1, min_new_tokens=1, **options)
-    first = time.perf_counter() - start
+    first, first_work = time.perf_counter() - start, time.process_time() - work
     count = size // 4
-    start = time.perf_counter()
+    start, work = time.perf_counter(), time.process_time()
     out = model.generate(ids, attention_mask=mask, max_new_tokens=count + 1, min_new_tokens=count + 1, **options)
-    spent = time.perf_counter() - start - first
+    spent, work = time.perf_counter() - start - first, time.process_time() - work - first_work
     made = sum(lm.vocabulary.lengths[token] for token in out[0, ids.shape[1] + 1 :].tolist())
-    return {"bytes_per_s": made / spent, "prefill_seconds": first}
+    return {"bytes_per_s": made / spent, "bytes_per_cpu_s": made / work, "prefill_seconds": first}
 
 
 def score_bytes(lm: ByteLM, text: bytes) -> dict[str, float]:
@@ -118,7 +119,8 @@ def rounds(
         found["tokens"].append(decode_tokens(model, exact, prompt, args.bytes))
         for name, (lm, temperature) in ways.items():
             found[name].append(decode_bytes(lm, prompt, args.bytes, watch, temperature))
-            found[name][-1]["ratio"] = found[name][-1]["bytes_per_s"] / found["tokens"][-1]["bytes_per_s"]
+            for clock, ratio in (("bytes_per_s", "ratio"), ("bytes_per_cpu_s", "cpu_ratio")):
+                found[name][-1][ratio] = found[name][-1][clock] / found["tokens"][-1][clock]
         found["scoring"].append(score_bytes(exact, prompt[: args.bytes]))
         print({name: rows[-1] for name, rows in found.items()}, flush=True)
     return {name: {key: median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
@@ -217,6 +219,7 @@ def main() -> None:
         figures += [
             (f"bytes per second, byte decoding, {name}", found[name]["bytes_per_s"]),
             (f"ratio to token decoding, {name}", found[name]["ratio"]),
+            (f"ratio to token decoding in processor time, {name}", found[name]["cpu_ratio"]),
             (f"model runs per token, {name}", found[name]["runs_per_token"]),
             (f"share of time outside the model, {name}", found[name]["outside_model"]),
         ]
