@@ -52,7 +52,7 @@ GRANTED = {
     "glsim": (730, 150),
     "eet": (1110, 140),
     # One exception: choosing bytes at the speed of tokens (tips that wait, exact draws) and scoring known text in batched runs.
-    "byteprobs": (1310, 260),
+    "byteprobs": (1335, 260),
     # One exception: superwords for Unigram, sizes per language for one cost as a command, parts that are carried over.
     "premium": (1520, 365),
     "kl3m": (750, 270),

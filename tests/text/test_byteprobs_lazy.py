@@ -9,11 +9,23 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from tests.text.test_byteprobs import fast, letter_lm, log_prob, text_lm
 from tests.text.tokenizers import LAYOUTS, TEXT, llama, make
+from tokenry import UnsupportedModelError
 from tokenry.core.seeding import seeded
 from tokenry.hosts.path_runs import drive
 from tokenry.hosts.paths import WindowFullError
@@ -278,3 +290,70 @@ def test_sample_symbol_is_the_same_rule():
     probs = letter_lm().next_byte("aab")
     drawn = [sample_symbol(probs, generator=torch.Generator().manual_seed(i)) for i in range(50)]
     assert all(float(probs[symbol]) > 0 for symbol in drawn)
+
+
+# what is refused, what is read
+
+
+def test_models_that_are_not_causal_are_refused():
+    tokenizer = fast(make("gpt2"))
+    size = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with seeded(0):
+        masked = BertForMaskedLM(BertConfig(**size, intermediate_size=16, initializer_range=0.5)).eval()
+        t5 = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), d_model=16, num_layers=1, num_heads=2, d_ff=16))
+    with pytest.raises(UnsupportedModelError, match="BertForMaskedLM is no causal language model"):
+        ByteLM(masked, tokenizer, bos_token_id=0).logprob("the fox")
+    with pytest.raises(UnsupportedModelError, match="causal language models"):
+        ByteLM(t5, tokenizer)
+    with pytest.raises(TypeError, match="data must be bytes or str"):
+        text_lm("gpt2").logprob(None)
+
+
+def test_drop_out_is_off_and_back_on_again():
+    config = GPT2Config(vocab_size=make("gpt2").get_vocab_size(), n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5)
+    with seeded(0):
+        model = GPT2LMHeadModel(config).train()
+    model.transformer.drop.eval()
+    lm = ByteLM(model, fast(make("gpt2")))
+    assert lm.logprob("the fox") == lm.logprob("the fox")
+    assert model.training
+    assert model.transformer.h[0].mlp.dropout.training
+    assert not model.transformer.drop.training
+
+
+def test_a_chat_is_context_and_only_its_last_part_is_text():
+    lm = text_lm("gpt2")
+    head = [lm.begin_id, *lm.vocabulary.encode("the dog"), 1, lm.begin_id]
+    ids = torch.tensor([[*head, *lm.vocabulary.encode("the qu")]])
+    seen = {"attention_mask": torch.ones_like(ids)}
+    out = lm.model.generate(ids, **seen, custom_generate=byte_decoding(lm), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    made = lm.vocabulary.decode([token for token in out[0, len(head) :].tolist() if token not in lm.specials])
+    assert out[0, : len(head)].tolist() == head
+    assert made == b"the qu" + lm.generate("the qu", len(made) - 6, temperature=0, context=head)
+
+
+class _Bias(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        return scores
+
+
+class _Stop(StoppingCriteria):
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.ones(len(input_ids), dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"logits_processor": LogitsProcessorList([_Bias()])}, "logits_processor must be empty .* got _Bias"),
+        ({"stopping_criteria": StoppingCriteriaList([_Stop()])}, "stopping_criteria must be empty .* got _Stop"),
+        ({"eos_token_id": [1, 40]}, "eos_token_id must be special tokens for byte decoding, got 40"),
+        ({"max_time": 1.0}, "max_time must be None"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores must be False"),
+    ],
+)
+def test_nothing_is_left_out_silently(options, named):
+    lm = text_lm("gpt2")
+    ids = torch.tensor([[lm.begin_id, *lm.vocabulary.encode("the fox")]])
+    with pytest.raises(ValueError, match=named):
+        lm.model.generate(ids, custom_generate=byte_decoding(lm), max_new_tokens=3, do_sample=False, pad_token_id=0, **options)

@@ -85,15 +85,19 @@ def test_the_command(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "dearest over cheapest" in shown
     assert sorted(path.name for path in out.iterdir()) == ["en", "report.json", "wide"]
-    assert run([*command, "--out", str(out), "--json"]) == 0
+    assert run([*command, "--out", str(out), "--json"]) != 0  # an earlier run is not replaced silently
+    assert "--fresh" in capsys.readouterr().err
+    assert run([*command, "--out", str(out), "--json", "--fresh"]) == 0
     assert json.loads(capsys.readouterr().out)["one size"]["sizes"] == {"en": 420, "long": 420, "wide": 420}
     for words, match in (
         (["--sizes", "3,x"], "--sizes must be whole numbers"),
         (["--corpus", "code"], "--corpus must be parallel text"),
         (["--languages", "en,xx"], "xx"),
         (["--even", "--sizes", "300,300,300"], "at least 3|too short"),
+        (["--no-dearer"], "--no-dearer is about the sizes of --even"),
+        (["--languages", "en", "--even"], "--even needs at least two languages, got en"),
     ):
-        assert run([*command, *words, "--out", str(out)]) != 0
+        assert run([*command, *words, "--out", str(tmp_path / "other")]) != 0
         assert __import__("re").search(match, capsys.readouterr().err), words
 
 

@@ -86,7 +86,11 @@ def test_blocks_of_any_size(tmp_path_factory, lines, size):
         ("a.txt.gz", gzip.compress(b"ok\nok\nb\xffc\n", mtime=0), r"a\.txt\.gz, line 3: byte 0xff is not UTF-8"),
         ("a.txt", "ok\nno".encode("utf-16") + b"\x00", r"a\.txt, line 2: byte 0x00 is not UTF-16-LE"),
         ("a.txt", "plain text".encode("utf-16-le"), r"a\.txt: every other byte is 0"),
-        ("a.txt.gz", gzip.compress(bytes(range(32, 127)) * 99, mtime=0)[:60], r"a\.txt\.gz, after line 0: damaged gzip archive"),
+        (
+            "a.txt.gz",
+            gzip.compress(bytes(range(32, 127)) * 99, mtime=0)[:60],
+            r"a\.txt\.gz, after line 0: damaged gzip archive",
+        ),
     ],
 )
 def test_errors_name_file_and_line(name, data, match, tmp_path):

@@ -37,6 +37,7 @@ def train_tokenizers(
     reference: Annotated[str, typer.Option(help="Language that premiums are relative to.")] = "en",
     seed: Annotated[int, typer.Option(min=0, help="Of the split of the lines.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for LANGUAGE/tokenizer.json and report.json.")] = Path("tokenizers"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier run left in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON instead of a table.")] = False,
 ) -> None:
     """Train a byte-level tokenizer per language on aligned lines; tokens are counted on lines that nothing has seen."""
@@ -47,6 +48,10 @@ def train_tokenizers(
     from tokenry.lab.compare.audit_sources import find_corpora
     from tokenry.lab.compare.even import EvenSettings, train_languages
 
+    if no_dearer and not even:
+        raise ValueError("--no-dearer is about the sizes of --even, which is not given")
+    if (out / "report.json").exists() and not fresh:
+        raise ValueError(f"--out holds tokenizers already ({out / 'report.json'}): another folder, or --fresh replaces them")
     chosen = tuple(_size(part) for part in sizes.split(",") if part.strip()) if sizes else None
     settings = EvenSettings(
         vocab_size=vocab_size, even=even, no_dearer=no_dearer, algorithm=algorithm.value, sizes=chosen, multiple=multiple,
@@ -59,6 +64,8 @@ def train_tokenizers(
     lines = next(iter(found.values()), None)
     if not isinstance(lines, dict):
         raise ValueError(f"--corpus must be parallel text (a folder of aligned files, or a named one), got {corpus!r}")
+    if even and len(lines) < 2:
+        raise ValueError(f"--even needs at least two languages, got {', '.join(lines)}")
     ordered = [reference, *(code for code in lines if code != reference)]
     with progress("train") as report:
         result = train_languages({code: list(lines[code]) for code in ordered}, settings, out, report)
@@ -100,5 +107,7 @@ def _table(result: dict[str, Any], reference: str) -> None:
         found = result[arm]
         typer.echo(
             f"{arm}: standard deviation over mean {found['coefficient of variation']:.3f}, "
-            f"dearest over cheapest {found['dearest over cheapest']:.2f}"
+            f"dearest over cheapest {found['dearest over cheapest']:.2f}, {sum(found['tokens'].values()):,} tokens in all"
         )
+    if "own size" in result and sum(result["own size"]["tokens"].values()) > sum(result["one size"]["tokens"].values()):
+        typer.echo("evenness is paid for: more tokens in all than with one size; --no-dearer keeps to that number")

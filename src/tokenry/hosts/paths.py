@@ -47,7 +47,9 @@ class PathScorer:
         self._rows: list[list[int]] = []
         self._layers: list[tuple[Tensor, Tensor]] = []
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.limit: int | None = limit if limit and limit > 0 else None
+        self._causal = self._trusted is False  # a state that is read from left to right
 
     @torch.inference_mode()
     def token_log_probs(self, path: Sequence[int]) -> Tensor:
@@ -74,11 +76,33 @@ class PathScorer:
     def _forward(self, paths: list[list[int]], last: list[int], *, hold: bool = False) -> list[Tensor]:
         for path in paths:
             self.check_fits(path)
-        if self._trusted is None:
-            self._trusted = self._shares(paths[0])
-        if self._trusted:
-            return self._together(paths, last, hold=hold)
-        return [self._alone(path, n) for path, n in zip(paths, last, strict=True)]
+        learning = [module for module in self.model.modules() if module.training] if self.model.training else []
+        for module in learning:
+            module.training = False  # drop-out would make every answer another one
+        try:
+            if not self._causal:
+                self._check_causal()
+            if self._trusted is None:
+                self._trusted = self._shares(paths[0])
+            if self._trusted:
+                return self._together(paths, last, hold=hold)
+            return [self._alone(path, n) for path, n in zip(paths, last, strict=True)]
+        finally:
+            for module in learning:
+                module.training = True
+
+    def _check_causal(self) -> None:
+        """Refuse a model in which a token changes what is said before it.
+
+        Raises:
+            UnsupportedModelError: it does.
+        """
+        runs, ids = self.runs, [(13 + 7919 * k) % self.size for k in range(5)]
+        one, other = (self._alone([*ids, last % self.size], 6)[:5] for last in (ids[0] + 1, ids[1] + 2))
+        self.runs, self._causal = runs, True
+        if bool((one - other).abs().max() > (1e-3 if self.model.dtype == torch.float32 else 0.3)):
+            name = type(self.model).__name__
+            raise UnsupportedModelError(f"{name} is no causal language model: a token changes what is said before it")
 
     def check_fits(self, path: Sequence[int]) -> None:
         """Refuse a path that is longer than the model's window.

@@ -137,6 +137,9 @@ class Quantizer(nn.Module, ABC):
             parameter.requires_grad_(not frozen)
         return self
 
+    def update_books(self) -> None:
+        """Take what the forward passes left for one update; nothing here, see `VectorQuantizer` with `statistics="manual"`."""
+
     # -- the four calls -------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, with_loss: bool | None = None, **options: Any) -> Quantized:

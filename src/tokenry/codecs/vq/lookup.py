@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, TypedDict
 
 import torch
@@ -242,6 +243,12 @@ class LookupQuantizer(BookSoftmax):
             centres, counts = kmeans(z, size, iterations=self.kmeans_iterations, generator=generator, dot=self._dot)
             self._replace(book, centres, counts)
         elif self._is_first(book):
+            if (count := joined_rows(len(z), z.device)[1]) < size:
+                warnings.warn(
+                    f"the first batch has {count} vectors for {size} codes: books that start from it crowd together; "
+                    "start with a larger batch, or start='uniform'",
+                    stacklevel=2,
+                )
             self._state("codebook", book).copy_(first_rows(z, size, generator, way=0.5, dot=self._dot))
         self._state("initialised", book).fill_(True)
         self._just_started = True

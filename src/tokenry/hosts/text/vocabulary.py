@@ -127,6 +127,8 @@ class ByteVocabulary(PieceTable):
     def _difference(self, data: bytes, spelled: bytes) -> str:
         at = next((i for i, (a, b) in enumerate(zip(data, spelled, strict=False)) if a != b), min(len(data), len(spelled)))
         why = f" (its normaliser {self.layout.normalizer} changes text)" if self.layout.normalizer else ""
+        if self.layout.normalizer == "NFC":
+            why += "; unicodedata.normalize('NFC', text) gives the form it keeps"
         return f"but {data[at : at + 12]!r} at byte {at} comes back as {spelled[at : at + 12]!r}{why}"
 
     def decode(self, ids: Sequence[int]) -> bytes:

@@ -6,10 +6,11 @@ over every *cover* (a valid token sequence whose last token reaches past the pro
     P(x_1..x_n) = sum over t in cover(x_1..x_n) of P(t_1..t_k)                      (byte-token representation lemma)
     P(x_{n+1} | x_1..x_n) = P(x_1..x_{n+1}) / P(x_1..x_n)
 
-The covers of x b are those of x that agree with the byte b, and the tokens that start with b behind the encoding of x: one
-run of the model per byte. Where the released code differs: it knows SentencePiece vocabularies only and sums over the three
-bytes of the space marker; here a space is one byte, byte-level BPE works too, and a pre-tokenizer that looks ahead may leave
-two encodings of one prefix open, both of which are followed. `valid_only=False` is the released code's fast mode.
+The covers of x b are those of x that agree with the byte b, and the tokens that start with b behind the encoding of x,
+which take a run of the model: about one per token, since most of them cannot matter. Where the released code differs: it
+knows SentencePiece vocabularies only and sums over the three bytes of the space marker; here a space is one byte, byte-
+level BPE works too, and a pre-tokenizer that looks ahead may leave two encodings of one prefix open, both of which are
+followed. `valid_only=False` is the released code's fast mode.
 """
 
 from __future__ import annotations

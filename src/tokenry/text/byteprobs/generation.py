@@ -19,17 +19,21 @@ _NEUTRAL = {
     "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "min_p": 0.0, "typical_p": 1.0,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "bad_words_ids": None, "sequence_bias": None, "guidance_scale": 1.0,
+    "output_scores": False, "output_logits": False, "output_attentions": False, "output_hidden_states": False,
+    "begin_suppress_tokens": None, "exponential_decay_length_penalty": None, "max_time": None, "stop_strings": None,
     "forced_eos_token_id": None, "suppress_tokens": None, "min_length": 0, "min_new_tokens": 0,
 }  # fmt: skip
+# What `generate` adds of itself for the settings that count here.
+_OWN_PARTS = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MaxLengthCriteria", "EosTokenCriteria")
 
 
 def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Callable[..., Any]:
     """A decoding method for ``model.generate(..., custom_generate=byte_decoding(lm))``.
 
-    Leading special ids of each row (padding left out) stay as context, the rest is read as text, so that a prompt that ends
-    inside a word is continued exactly. Returns the ids [B,L'] of prompt and continuation as the tokenizer encodes them, padded
-    on the right; `max_new_tokens`, `max_length`, `temperature`, `top_p` and `do_sample` of the generation config count, `top_k`
-    has no meaning over bytes.
+    What stands before the last special id of a row (padding left out), a chat say, stays as context, the rest is read as
+    text, so that a prompt that ends inside a word is continued exactly. Returns the ids [B,L'] of prompt and continuation
+    as the tokenizer encodes them, padded on the right; `max_new_tokens`, `max_length`, `temperature`, `top_p` and
+    `do_sample` of the generation config count, `top_k` has no meaning over bytes.
 
     `return_dict_in_generate` gives a ``GenerateDecoderOnlyOutput`` of the sequences. A row ends, with a warning, where the
     model's window is full.
@@ -44,6 +48,7 @@ def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Ca
         for name, neutral in _NEUTRAL.items():
             if getattr(config, name, None) not in (None, neutral):
                 raise ValueError(f"{name} must be {neutral} for byte decoding, got {getattr(config, name)}")
+        _check_given(lm, model, config, kwargs)
         attention = kwargs.get("attention_mask")
         rows = []
         for r, row in enumerate(input_ids.tolist()):
@@ -59,10 +64,27 @@ def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Ca
     return decode
 
 
+def _check_given(lm: ByteLM, model: Any, config: Any, given: dict[str, Any]) -> None:
+    """Refuse what would otherwise be left out silently."""
+    if given.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds must be None for byte decoding, which reads the prompt's bytes: give input_ids")
+    if given.get("streamer") is not None:
+        raise ValueError("streamer must be None for byte decoding; ByteLM.bytes_after gives the bytes one by one")
+    for name in ("logits_processor", "stopping_criteria"):
+        foreign = [type(part).__name__ for part in given.get(name) or () if type(part).__name__ not in _OWN_PARTS]
+        if foreign:
+            raise ValueError(f"{name} must be empty for byte decoding, got {', '.join(foreign)}: it is about tokens")
+    ends = config.eos_token_id
+    for token in ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]:
+        if 0 <= int(token) < lm.vocabulary.size and lm.vocabulary.pieces[int(token)]:
+            raise ValueError(f"eos_token_id must be special tokens for byte decoding, got {int(token)}")
+
+
 def _continue(lm: ByteLM, ids: list[int], config: Any, generator: torch.Generator | None) -> list[int]:
     head = 0
-    while head < len(ids) and not lm.vocabulary.pieces[ids[head]]:
-        head += 1
+    for place, token in enumerate(ids):
+        if not lm.vocabulary.pieces[token]:
+            head = place + 1
     context, text = ids[:head], lm.vocabulary.decode(ids[head:])
     state = lm.start(text, context=context or None)
     budget = config.max_new_tokens if config.max_new_tokens is not None else (config.max_length or 20) - len(ids)

@@ -43,7 +43,8 @@ class ByteLM:
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, valid_only: bool = True, bos_token_id: int | None = None) -> None:
-        if not callable(getattr(model, "get_output_embeddings", None)) or not hasattr(model, "config"):
+        whole = not callable(getattr(model, "get_output_embeddings", None)) or not hasattr(model, "config")
+        if whole or getattr(model.config, "is_encoder_decoder", False):
             raise UnsupportedModelError.of(model, ("causal language models of transformers (AutoModelForCausalLM)",))
         self.model = model
         self.vocabulary = ByteVocabulary.of(tokenizer)
@@ -102,7 +103,7 @@ class ByteLM:
 
     def logprob(self, data: bytes | str, *, context: Sequence[int] | None = None) -> float:
         """Log P(text begins with `data`), natural; 0.0 for the empty string, -inf for what the model cannot produce."""
-        return self.start(data, context=context).log_prob() if data else 0.0
+        return self.start(data, context=context).log_prob() if as_bytes("data", data) else 0.0
 
     def byte_log_probs(self, data: bytes | str, *, context: Sequence[int] | None = None) -> Tensor:
         """Log P(byte | the bytes before it) of every byte of a known text, natural, float64 [bytes].
@@ -136,7 +137,7 @@ class ByteLM:
         generator: torch.Generator | None = None,
         context: Sequence[int] | None = None,
     ) -> bytes | list[bytes]:
-        """Bytes after `prompt` (without it); a list of prompts gives a list, one run of the model per byte for all of them.
+        """Bytes after `prompt` (without it); a list of prompts gives a list, whose runs of the model are shared.
 
         `temperature` 0 is greedy; see `tokenry.text.byteprobs.sampling.tempered` for the rules. Special tokens end a text.
 
