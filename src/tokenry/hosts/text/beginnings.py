@@ -58,11 +58,12 @@ class Canonical(ABC):
         return [head + list(ids) for ids in found]
 
     def is_own(self, ids: Sequence[int], data: bytes) -> bool:
-        """Whether the valid beginning `ids` is the encoding of `data` as a whole text; False inside a character."""
+        """Whether `ids` is the encoding of `data` as a whole text; False inside a character."""
         if split_partial(data[-last_character(data) :])[1]:
             return False
-        tail, text = self.tail_of(ids, data)
-        return self.vocabulary.encode_text(text.decode()) == tail
+        start = self.firm(data)
+        head = self._head(data[:start])
+        return head is not None and [*head, *self.vocabulary.encode_text(data[start:].decode())] == list(ids)
 
     def firm(self, data: bytes) -> int:
         """Offset of a cut that stays where it is whatever follows `data`, close to the end; 0 where none is known.
