@@ -32,6 +32,7 @@ class Canonical(ABC):
     def __init__(self, vocabulary: PieceTable) -> None:
         self.vocabulary = vocabulary
         self._heads: OrderedDict[bytes, list[int] | None] = OrderedDict()
+        self._firm: OrderedDict[bytes, int] = OrderedDict()
 
     @abstractmethod
     def followers(self, ids: Sequence[int], data: bytes) -> np.ndarray:
@@ -70,7 +71,11 @@ class Canonical(ABC):
 
         What stands before it is encoded as if the text ended there, what follows as if it began there.
         """
-        return self._cut_of(data, self.vocabulary.added.settle(data))
+        if data not in self._firm:  # asked several times for every byte of a text
+            self._firm[data] = self._cut_of(data, self.vocabulary.added.settle(data))
+            if len(self._firm) > 256:
+                self._firm.popitem(last=False)
+        return self._firm[data]
 
     def _cut_of(self, data: bytes, settled: Settled) -> int:
         """The last such cut of `data` that its added tokens leave; the end of the last one, unless text can be cut later."""
