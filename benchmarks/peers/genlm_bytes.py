@@ -57,7 +57,8 @@ def main() -> None:
     llm = AsyncTransformer.from_name(str(args.folder / "model"), hf_opts={"device_map": "cpu", "torch_dtype": torch.float32})
     setting = (
         f"genlm-bytes, SmolLM2-135M, prompt of {len(exact['prompt'])} bytes, {min(args.bytes, len(exact['made']))} bytes, "
-        f"batch 1, {args.threads} threads, load average {os.getloadavg()[0]:.1f}; it sums over all tokenizations, ours over canonical ones."
+        f"batch 1, {args.threads} threads, load average {os.getloadavg()[0]:.1f}; "
+        "it sums over all tokenizations, ours over canonical ones."
     )
     path = Path(__file__).parents[1] / "results" / "byte_lm_peers_cpu.json"
     rows: list[dict[str, float]] = []
