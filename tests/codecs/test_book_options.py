@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.codecs.books import randn, with_book
 from tokenry.codecs import (
     BSQ,
     FSQ,
@@ -23,15 +24,6 @@ from tokenry.codecs import (
 )
 from tokenry.core.codebooks.codebooks import nearest_few
 from tokenry.core.codebooks.estimators import directional
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_book(quantizer, book):
-    quantizer.load_state_dict(quantizer.state_dict() | {"codebook": book})
-    return quantizer
 
 
 def with_scale(quantizer, scale):

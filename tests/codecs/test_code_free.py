@@ -9,13 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from tests.codecs.books import randn
 from tokenry.codecs import BSQ, FSQ, LFQ, VectorQuantizer
 from tokenry.core.codebooks.entropy import batch_entropy, bernoulli_entropy, joint_mean, sample_entropy
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 levels = st.lists(st.integers(3, 9), min_size=1, max_size=4)
 

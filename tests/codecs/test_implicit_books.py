@@ -4,12 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.codecs.books import randn
 from tokenry.codecs import QINCo, ResidualVQ
 from tokenry.lab.beds.signals.feature_banks import feature_bank
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def moved(quantizer, seed=7):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.codecs.books import randn
 from tokenry.codecs import (
     FSQ,
     LFQ,
@@ -98,10 +99,6 @@ def test_options_of_ours_that_the_page_names_exist():
 
 
 # -- situations --------------------------------------------------------------------------------------------------------
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 SEQUENCE = (2, 60, 32)

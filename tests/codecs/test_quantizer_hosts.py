@@ -6,15 +6,12 @@ from tokenizers import Tokenizer, models
 from transformers import ChameleonVQVAEConfig, PreTrainedTokenizerFast
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEVectorQuantizer
 
+from tests.codecs.books import randn
 from tokenry.codecs import FSQ, CodeTokens, ResidualVQ
 from tokenry.codecs.vq import from_host, to_host
 from tokenry.errors import UnsupportedModelError
 from tokenry.hosts.quantizers import write_books
 from tokenry.testing import tiny
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def fill(module):

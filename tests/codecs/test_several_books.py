@@ -6,19 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from tests.codecs.books import randn, with_book
 from tokenry.codecs import AdditiveVQ, ProductVQ, ResidualVQ, VectorQuantizer
 from tokenry.codecs.vq.residual import beam_search
 from tokenry.core.codebooks import additive as encoders
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_book(quantizer, book):
-    quantizer.load_state_dict(quantizer.state_dict() | {"codebook": book})
-    return quantizer
-
 
 # -- RVQ ---------------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.codecs.books import randn, with_book
 from tokenry.codecs import (
     FSQ,
     LFQ,
@@ -21,16 +22,6 @@ from tokenry.codecs import (
 )
 from tokenry.codecs.vq import residual_fsq, residual_lfq
 from tokenry.core.codebooks.stats import check_indices, usage
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_book(quantizer, book):
-    quantizer.load_state_dict(quantizer.state_dict() | {"codebook": book})
-    return quantizer
-
 
 # -- in a row ----------------------------------------------------------------------------------------------------------
 

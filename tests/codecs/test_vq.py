@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from tests.codecs.books import randn, with_book
 from tokenry.codecs import FSQ, ResidualVQ, SimVQ, VectorQuantizer, usage
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
 from tokenry.core.codebooks import codebooks
@@ -26,15 +27,6 @@ from tokenry.core.codebooks.estimators import (
     rounded_tanh,
     straight_through,
 )
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_book(quantizer, book):
-    quantizer.load_state_dict(quantizer.state_dict() | {"codebook": book})
-    return quantizer
 
 
 @given(st.integers(1, 60), st.integers(2, 40), st.integers(1, 6), st.integers(0, 10_000))

@@ -97,12 +97,21 @@ class PathScorer:
         Raises:
             UnsupportedModelError: it does.
         """
-        runs, ids = self.runs, [(13 + 7919 * k) % self.size for k in range(5)]
+        runs, ids = self.runs, self._probe_ids(5)
         one, other = (self._alone([*ids, last % self.size], 6)[:5] for last in (ids[0] + 1, ids[1] + 2))
         self.runs, self._causal = runs, True
-        if bool((one - other).abs().max() > (1e-3 if self.model.dtype == torch.float32 else 0.3)):
+        if bool((one - other).abs().max() > self._tolerance):
             name = type(self.model).__name__
             raise UnsupportedModelError(f"{name} is no causal language model: a token changes what is said before it")
+
+    def _probe_ids(self, count: int) -> list[int]:
+        """Ids from all over the vocabulary."""
+        return [(13 + 7919 * k) % self.size for k in range(count)]
+
+    @property
+    def _tolerance(self) -> float:
+        """Largest difference of two log-probabilities that rounding explains."""
+        return 1e-3 if self.model.dtype == torch.float32 else 0.3
 
     def check_fits(self, path: Sequence[int]) -> None:
         """Refuse a path that is longer than the model's window.
@@ -126,14 +135,13 @@ class PathScorer:
         Recurrent states read the padding, some classes count positions from the start of the row, some keep no cache or one of
         their own; which ones is not to be read off a model.
         """
-        runs, seed = self.runs, [*ids[:2], *((13 + 7919 * k) % self.size for k in range(6))]
+        runs, seed = self.runs, [*ids[:2], *self._probe_ids(6)]
         probes = [seed, [*seed[:3], (seed[3] + 1) % self.size], [*seed[:2], (seed[2] + 2) % self.size, seed[0]]]
         alone = [self._alone(path, 1)[-1] for path in probes]
-        tolerance = 1e-3 if alone[0].dtype == self.model.dtype == torch.float32 else 0.3
         try:
             found = [rows[-1] for rows in self._together(probes[:2], [1, 1])]
             found += [rows[-1] for rows in self._together(probes[2:], [1])]
-            same = all(bool((a - b).abs().max() < tolerance) for a, b in zip(alone, found, strict=True))
+            same = all(bool((a - b).abs().max() < self._tolerance) for a, b in zip(alone, found, strict=True))
             reason = "gives other results then"
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, UnsupportedModelError) as error:
             same, reason = False, f"{type(error).__name__}: {error}"

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tokenry.codecs.vq.asymmetric import AdditiveSearch
 from tokenry.codecs.vq.base import Choice, Quantized, spread
 from tokenry.codecs.vq.lookup import LookupOptions, LookupQuantizer
+from tokenry.codecs.vq.prefixes import LevelPrefixes
 from tokenry.codecs.vq.single import check_bank, fit_book
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import code_bias, nearest_codes, row_chunks
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class ResidualVQ(AdditiveSearch, LookupQuantizer):
+class ResidualVQ(LevelPrefixes, AdditiveSearch, LookupQuantizer):
     """M codebooks in a row: x [..., D] -> codes [..., D], indices [..., M]; `codebook` is [M, K, d].
 
     Args:
@@ -85,19 +86,6 @@ class ResidualVQ(AdditiveSearch, LookupQuantizer):
         """Quantize x [..., D] with all levels, or the first `levels`."""
         samples = x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1
         return super().forward(x, mask, with_loss=with_loss, samples=samples, levels=levels)
-
-    def encode(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Tensor:
-        """Indices [..., M] of x [..., D], or [..., levels] of the first `levels`; never learns."""
-        return super().encode(x, mask, levels=self._count(levels))
-
-    def _count(self, levels: int | None) -> int:
-        return self.levels if levels is None else check_int("levels", levels, 1, self.levels)
-
-    def _fits_books(self, count: int) -> bool:
-        return 1 <= count <= self.levels
-
-    def _combine(self, codes: Tensor) -> Tensor:
-        return codes.sum(dim=-2)
 
     def _quantize(self, z: Tensor, keep: Tensor | None, samples: int = 1, levels: int | None = None) -> Choice:
         used = self._count(levels)

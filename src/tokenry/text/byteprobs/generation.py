@@ -48,7 +48,7 @@ def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Ca
         for name, neutral in _NEUTRAL.items():
             if getattr(config, name, None) not in (None, neutral):
                 raise ValueError(f"{name} must be {neutral} for byte decoding, got {getattr(config, name)}")
-        _check_given(lm, model, config, kwargs)
+        _check_given(lm, config, kwargs)
         attention = kwargs.get("attention_mask")
         rows = []
         for r, row in enumerate(input_ids.tolist()):
@@ -64,7 +64,7 @@ def byte_decoding(lm: ByteLM, *, generator: torch.Generator | None = None) -> Ca
     return decode
 
 
-def _check_given(lm: ByteLM, model: Any, config: Any, given: dict[str, Any]) -> None:
+def _check_given(lm: ByteLM, config: Any, given: dict[str, Any]) -> None:
     """Refuse what would otherwise be left out silently."""
     if given.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds must be None for byte decoding, which reads the prompt's bytes: give input_ids")

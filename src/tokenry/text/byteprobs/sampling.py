@@ -61,11 +61,16 @@ def tempered(probs: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Ten
     return probs
 
 
+def _possible(probs: Tensor, temperature: float, top_p: float) -> Tensor:
+    """`tempered` without the impossible, which its floor lets through; not normalised again."""
+    return tempered(probs, temperature, top_p) * (probs > 0)
+
+
 def sample_symbol(
     probs: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None
 ) -> int:
     """Index of a symbol drawn from `probs` [S] after temperature and nucleus."""
-    final = tempered(probs, temperature, top_p) * (probs > 0)  # the floor would let the impossible through
+    final = _possible(probs, temperature, top_p)
     if is_greedy(temperature):
         return int(final.argmax())
     return int(torch.multinomial(final.cpu(), 1, generator=generator))
@@ -93,8 +98,7 @@ def choose(state: Any, *, temperature: float = 1.0, top_p: float = 1.0, generato
         if uniform < _least(share, len(known) - 1, temperature):
             return first
     yield from state.settle()
-    probs = state.next_probs()
-    final = (tempered(probs, temperature, top_p) * (probs > 0)).numpy().copy()
+    final = _possible(state.next_probs(), temperature, top_p).numpy()
     final /= final.sum()
     if uniform < final[first]:
         return first

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenry.codecs.vq.asymmetric import DecodedSearch
-from tokenry.codecs.vq.base import Choice, Quantized, Quantizer, spread
+from tokenry.codecs.vq.base import Choice, Quantized, spread
+from tokenry.codecs.vq.prefixes import LevelPrefixes
 from tokenry.codecs.vq.single import check_bank
 from tokenry.core.checks import check_choice, check_int, check_range
 from tokenry.core.codebooks.codebooks import kmeans, nearest_codes, row_chunks
@@ -52,7 +53,7 @@ class ImplicitBook(nn.Module):
         return y
 
 
-class QINCo(DecodedSearch, Quantizer):
+class QINCo(LevelPrefixes, DecodedSearch):
     """Residual levels with implicit books: x [..., D] -> codes [..., D], indices [..., M]; `codebook` is [M, K, d].
 
     Args:
@@ -117,19 +118,6 @@ class QINCo(DecodedSearch, Quantizer):
     ) -> Quantized:
         """Quantize x [..., D] with all levels, or the first `levels`."""
         return super().forward(x, mask, with_loss=with_loss, levels=levels)
-
-    def encode(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Tensor:
-        """Indices [..., M] of x [..., D], or [..., levels] of the first `levels`; never learns."""
-        return super().encode(x, mask, levels=self._count(levels))
-
-    def _count(self, levels: int | None) -> int:
-        return self.levels if levels is None else check_int("levels", levels, 1, self.levels)
-
-    def _fits_books(self, count: int) -> bool:
-        return 1 <= count <= self.levels
-
-    def _combine(self, codes: Tensor) -> Tensor:
-        return codes.sum(dim=-2)
 
     def _codes(self, level: int, indices: Tensor, partial: Tensor) -> Tensor:
         """Codes [n, d] of one level for indices [n] after partial sums [n, d]."""

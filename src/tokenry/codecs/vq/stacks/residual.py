@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tokenry.codecs.vq.base import Choice, Quantized, Quantizer
 from tokenry.codecs.vq.binary import LFQ
+from tokenry.codecs.vq.prefixes import LevelPrefixes
 from tokenry.codecs.vq.scalar import FSQ
 from tokenry.codecs.vq.stacks.base import Member, Stack, as_columns, checked, describe
 from tokenry.core.checks import check_choice, check_finite, check_int, check_range
@@ -32,7 +33,7 @@ from tokenry.core.codebooks.terms import joined
 Gradient = Literal["through", "once", "each"]
 
 
-class ResidualStack(Stack):
+class ResidualStack(LevelPrefixes, Stack):
     """Quantizers in a row: x [..., D] -> codes [..., D], indices [..., M] with the columns of each level.
 
     Args:
@@ -105,18 +106,13 @@ class ResidualStack(Stack):
         samples = x.shape[0] if isinstance(x, Tensor) and x.dim() > 1 else 1
         return super().forward(x, mask, with_loss=with_loss, samples=samples, levels=levels)
 
-    def encode(self, x: Tensor, mask: Tensor | None = None, levels: int | None = None) -> Tensor:
-        """Indices [..., M] of x [..., D], or of the first `levels`; never learns."""
-        return super().encode(x, mask, levels=self._count(levels))
-
-    def _count(self, levels: int | None) -> int:
-        return len(self.columns) if levels is None else check_int("levels", levels, 1, len(self.columns))
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.columns)
 
     def _fits_books(self, count: int) -> bool:
         return count in [sum(self.columns[:n]) for n in range(1, len(self.columns) + 1)]
-
-    def _combine(self, codes: Tensor) -> Tensor:
-        return codes.sum(dim=-2)
 
     def _bounded(self, z: Tensor) -> Tensor:
         return z if self.clamp is None else self.clamp * torch.tanh(z / self.clamp)
